@@ -1,0 +1,61 @@
+"""The settings: from the environment, else from `.env` beside this file, else what fits docker-compose.yml.
+
+Every KAFKA_X_Y but KAFKA_TOPIC is given to the Kafka client as x.y: KAFKA_SECURITY_PROTOCOL=SASL_SSL just works
+(all of them: CONFIGURATION.md of librdkafka). What libpq knows works through the URLs or its own PG* variables.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from urllib.parse import quote
+
+from dotenv import load_dotenv
+
+load_dotenv(Path(__file__).with_name(".env"))
+
+
+def _seconds(name: str, default: float) -> float:
+    text = os.environ.get(name) or str(default)
+    try:
+        seconds = float(text)
+        if not 0.01 <= seconds <= 3600:
+            raise ValueError
+    except ValueError:
+        print(f"{name} is {text!r}: give seconds from 0.01 to 3600, such as {name}={default}", file=sys.stderr)
+        sys.exit(2)
+    return seconds
+
+
+_LOGIN = f"postgres:{quote(os.environ.get('POSTGRES_PASSWORD') or 'postgres', safe='')}"
+
+SOURCE_DATABASE_URL = os.environ.get("SOURCE_DATABASE_URL") or f"postgresql://{_LOGIN}@localhost:5433/postgres"
+DESTINATION_DATABASE_URL = (
+    os.environ.get("DESTINATION_DATABASE_URL") or f"postgresql://{_LOGIN}@localhost:5434/postgres"
+)
+
+KAFKA_TOPIC = os.environ.get("KAFKA_TOPIC") or "employee_cdc"
+DEAD_LETTER_TOPIC = f"{KAFKA_TOPIC}_dlq"
+
+KAFKA_GROUP_ID = os.environ.get("KAFKA_GROUP_ID") or "employee-cdc"
+
+NOT_THE_CLIENTS = {"KAFKA_TOPIC", "KAFKA_GROUP_ID", "KAFKA_HOME", "KAFKA_OPTS", "KAFKA_HEAP_OPTS"}
+KAFKA = {
+    "bootstrap.servers": "localhost:9092",
+    "client.id": "employee-cdc",
+    # localhost is ::1 too on most machines, where nothing listens: the first try would be reported as an outage
+    "broker.address.family": "v4",
+    # back within a second of the broker's return; the default lets the client wait 10 s between tries
+    "reconnect.backoff.max.ms": "1000",
+    **{
+        name.removeprefix("KAFKA_").lower().replace("_", "."): value
+        for name, value in os.environ.items()
+        if name.startswith("KAFKA_") and name not in NOT_THE_CLIENTS and value
+    },
+}
+POLL_INTERVAL = _seconds("POLL_INTERVAL", 0.5)
+"""The longest a sleeping producer waits before it looks at the log again, in seconds, if no notification comes."""
+
+RETENTION = os.environ.get("RETENTION") or "7 days"
+"""How long published rows stay in the log, as a PostgreSQL interval."""

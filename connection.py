@@ -1,0 +1,183 @@
+"""Connections to the two databases and to Kafka, what their errors mean, and waiting until a server is back."""
+
+from __future__ import annotations
+
+import logging
+import random
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+import psycopg2
+from confluent_kafka import Consumer, KafkaError, KafkaException
+from psycopg2.extensions import connection as Connection
+from psycopg2.extensions import parse_dsn
+
+import cli
+import config
+
+log = logging.getLogger(__name__)
+Client = TypeVar("Client")
+
+# A host that vanished must not keep its session, and with it the active producer's lock, for hours: both ends ask.
+CLIENT_KEEPALIVES: dict[str, Any] = {
+    "keepalives_idle": 10,
+    "keepalives_interval": 5,
+    "keepalives_count": 3,
+    "tcp_user_timeout": 25_000,
+}
+SERVER_KEEPALIVES = "SET tcp_keepalives_idle = 10; SET tcp_keepalives_interval = 5; SET tcp_keepalives_count = 3"
+
+WRONG_LOGIN = (
+    "password authentication failed",
+    "no password supplied",
+    "does not exist",  # role or database
+    "no pg_hba.conf entry",
+    "invalid port",
+    "invalid connection option",
+)
+SET_UP_MISSING = ("42P01", "42703", "42883")  # undefined table, column, function
+
+
+class WrongSetting(Exception):
+    """A setting that no waiting can mend; its text names the setting."""
+
+
+def connect(name: str, url: str) -> Connection:
+    """Return an autocommit connection to the database called name ("source" or "destination").
+
+    Raises WrongSetting for a malformed URL, psycopg2.OperationalError when the server does not answer or refuses.
+    """
+    try:
+        connection: Connection = psycopg2.connect(
+            url, connect_timeout=5, fallback_application_name="employee-cdc", **CLIENT_KEEPALIVES
+        )
+    except psycopg2.ProgrammingError as error:
+        raise WrongSetting(f"{name.upper()}_DATABASE_URL is not a PostgreSQL URL: {first_line(error)}") from None
+    connection.autocommit = True
+    with connection.cursor() as cursor:
+        cursor.execute(SERVER_KEEPALIVES)
+    return connection
+
+
+def connect_within(name: str, url: str, seconds: float, stop: cli.Stop) -> Connection:
+    """Return a connection as `connect` does, for scripts that do one thing and end: exits with one line if the server
+    refuses the login (2) or does not answer within so many seconds (1)."""
+    outage = Outage(stop, give_up_after=seconds)
+    while not stop.requested:
+        try:
+            return connect(name, url)
+        except psycopg2.OperationalError as error:
+            outage.wait_for(name, url, error)
+        except WrongSetting as error:
+            cli.fail(str(error), cli.WRONG_USE)
+    cli.fail("stopped")
+
+
+def address(url: str) -> str:
+    parts = parse_dsn(url)
+    return f"{parts.get('host', 'localhost')}:{parts.get('port', '5432')}"
+
+
+def first_line(error: BaseException) -> str:
+    """What an error of libpq or PostgreSQL says, in one line: of several tries (IPv6, IPv4) the last."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
+    line = next((line for line in reversed(lines) if "failed: " in line), lines[0])
+    return line.split("failed: ", 1)[-1].removeprefix("FATAL:").strip()
+
+
+def explain(name: str, url: str, error: psycopg2.Error) -> str:
+    """Return one line: which database, what is wrong, and what to do where we know it."""
+    advice = "; run python db_setup.py" if error.pgcode in SET_UP_MISSING else ""
+    return f"{name} at {address(url)}: {first_line(error)}{advice}"
+
+
+def is_wrong_login(error: psycopg2.Error) -> bool:
+    return error.pgcode is None and any(text in str(error) for text in WRONG_LOGIN)
+
+
+@dataclass
+class Outage:
+    """Says once that a server is away and once that it is back; in between waits longer and longer, up to a second,
+    with jitter so that many clients do not come back in step."""
+
+    stop: cli.Stop
+    give_up_after: float = float("inf")  # seconds
+    reached: bool = False
+    said: str = ""
+    since: float = 0.0
+    delay: float = 0.1
+
+    def wait(self, what: str, sleep: Callable[[float], None] | None = None) -> None:
+        """Wait before the next try; sleep(seconds) may do something useful meanwhile. Exits when it is time to give up."""
+        if not self.said:
+            self.since = time.monotonic()
+        self.say(what)
+        if time.monotonic() - self.since > self.give_up_after:
+            cli.fail(f"{what}; gave up after {self.give_up_after:.0f} s")
+        (sleep or self.stop.sleep)(self.delay * random.uniform(0.5, 1.0))
+        self.delay = min(self.delay * 2, 1.0)
+
+    def say(self, what: str) -> None:
+        if what != self.said:
+            log.warning("%s; waiting", what)
+            self.said = what
+
+    def wait_for(
+        self, name: str, url: str, error: psycopg2.Error, sleep: Callable[[float], None] | None = None
+    ) -> None:
+        """Wait for a database. Exits if it refused the login at the first try: a wrong setting, not an outage."""
+        if is_wrong_login(error) and not self.reached:
+            cli.fail(f"{explain(name, url, error)}; check {name.upper()}_DATABASE_URL", cli.WRONG_USE)
+        self.wait(explain(name, url, error), sleep)
+
+    def over(self) -> None:
+        if self.said:
+            log.info("%s answers again", self.said.split(": ")[0])
+        self.reached, self.said, self.delay = True, "", 0.1
+
+
+@dataclass
+class Kafka:
+    """What the Kafka client's callbacks tell about the brokers."""
+
+    away: bool = False
+    fatal: str = ""
+    bootstrap: str = field(default_factory=lambda: config.KAFKA["bootstrap.servers"])
+
+    def on_error(self, error: KafkaError) -> None:
+        if error.fatal():
+            self.fatal = error.str()
+        elif error.code() == KafkaError._ALL_BROKERS_DOWN and not self.away:
+            self.away = True
+            log.warning("Kafka at %s does not answer; waiting", self.bootstrap)
+        elif error.code() in (KafkaError._AUTHENTICATION, KafkaError._SSL, KafkaError._RESOLVE):
+            log.warning("Kafka: %s", error.str())
+        else:
+            log.debug("Kafka: %s", error.str())
+
+    def answered(self) -> None:
+        if self.away:
+            self.away = False
+            log.info("Kafka at %s answers again", self.bootstrap)
+
+    def ask(self, client: Consumer) -> None:
+        """Find out whether the brokers are back."""
+        try:
+            client.list_topics(config.KAFKA_TOPIC, timeout=1)
+        except KafkaException:
+            return
+        self.answered()
+
+
+def kafka_client(kind: Callable[..., Client], settings: dict[str, Any], kafka: Kafka) -> Client:
+    """Return a client of this kind (Producer, Consumer, AdminClient). What the environment sets goes over settings.
+
+    Raises WrongSetting for a setting that the client refuses.
+    """
+    try:
+        return kind({**settings, **config.KAFKA, "error_cb": kafka.on_error}, logger=logging.getLogger("librdkafka"))
+    except (KafkaException, ValueError, TypeError) as error:
+        reason = error.args[0].str() if isinstance(error, KafkaException) else str(error)
+        raise WrongSetting(f"Kafka refuses a setting: {reason} (from a KAFKA_… variable?)") from None

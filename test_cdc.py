@@ -1,0 +1,150 @@
+"""Show the pipeline at work: INSERT, UPDATE and DELETE an employee on the source and see each at the destination.
+
+    python test_cdc.py
+
+Needs producer.py and consumer.py running. Touches only the employee it inserts; exits 0 (PASS) or 1 (FAIL).
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from contextlib import closing
+from typing import Any
+
+import psycopg2
+from psycopg2.extensions import connection as Connection
+from rich.console import Console
+from rich.table import Table
+
+import cli
+import config
+from connection import connect_within, explain
+from employee import EMPLOYEE_COLUMNS
+
+WAIT = 15.0  # seconds for a change to arrive, the first one through scripts that are still starting
+SHOWN = 10  # rows of each table
+
+COLUMNS = ", ".join(EMPLOYEE_COLUMNS)
+# dob as text: PostgreSQL's dates reach further than Python's
+SELECT = "SELECT " + COLUMNS.replace("dob", "dob::text") + " FROM employees"
+STEPS = {
+    "INSERT": """
+        INSERT INTO employees (first_name, last_name, dob, city, salary)
+        VALUES ('Ada', 'Lovelace', '1815-12-10', 'London', 120000) RETURNING emp_id""",
+    "UPDATE": "UPDATE employees SET city = 'Ockham', salary = 130000 WHERE emp_id = %(emp_id)s RETURNING emp_id",
+    "DELETE": "DELETE FROM employees WHERE emp_id = %(emp_id)s RETURNING emp_id",
+}
+PUBLISHED = """
+SELECT last_offset >= (SELECT max(cdc_id) FROM emp_cdc WHERE emp_id = %(emp_id)s) FROM cdc_position
+"""
+
+Row = tuple[Any, ...]
+
+
+def employee(connection: Connection, emp_id: int) -> Row | None:
+    with connection.cursor() as cursor:
+        cursor.execute(f"{SELECT} WHERE emp_id = %(emp_id)s", {"emp_id": emp_id})
+        return cursor.fetchone()
+
+
+def newest(connection: Connection) -> list[Row]:
+    with connection.cursor() as cursor:
+        cursor.execute(f"{SELECT} ORDER BY emp_id DESC LIMIT %(shown)s", {"shown": SHOWN})
+        return cursor.fetchall()
+
+
+def change(source: Connection, step: str, emp_id: int) -> int:
+    """Run a step on the source; returns the employee it touched."""
+    with source.cursor() as cursor:
+        cursor.execute(STEPS[step], {"emp_id": emp_id})
+        return int(cursor.fetchall()[0][0])
+
+
+def arrived(source: Connection, destination: Connection, emp_id: int) -> bool:
+    """Wait until the destination shows the employee as the source does; False if it takes too long."""
+    end = time.monotonic() + WAIT
+    expected = employee(source, emp_id)
+    while employee(destination, emp_id) != expected:
+        if time.monotonic() > end:
+            return False
+        time.sleep(0.001)
+    return True
+
+
+def suspect(source: Connection, emp_id: int) -> str:
+    """Say which of the two scripts seems not to run, judged by how far the change has come."""
+    with source.cursor() as cursor:
+        cursor.execute(PUBLISHED, {"emp_id": emp_id})
+        ((published,),) = cursor.fetchall()
+    script = "consumer.py" if published else "producer.py"
+    how_far = "published but not applied" if published else "not published"
+    return f"the change was {how_far}: does python {script} run? (python admin.py status shows more)"
+
+
+def show(console: Console, source: Connection, destination: Connection, changed: int) -> None:
+    """Print the newest rows of both tables side by side, the changed employee marked."""
+    both = {row[0]: [row, None] for row in newest(source)}
+    for row in newest(destination):
+        both.setdefault(row[0], [None, None])[1] = row
+    table = Table(title=f"employees, the {SHOWN} newest", title_justify="left")
+    table.add_column("source")
+    table.add_column("destination")
+    for emp_id in sorted(both, reverse=True)[:SHOWN]:
+        table.add_row(*(text(row) for row in both[emp_id]), style="bold" if emp_id == changed else "")
+    console.print(table)
+
+
+def text(row: Row | None) -> str:
+    return "-" if row is None else "  ".join("NULL" if value is None else str(value) for value in row)
+
+
+def differing(source: Connection, destination: Connection) -> int:
+    """Return how many employees differ, looking again while the last changes of others may be on their way."""
+    end = time.monotonic() + 5
+    while True:
+        rows = []
+        for connection in (source, destination):
+            with connection.cursor() as cursor:
+                cursor.execute(f"{SELECT}")
+                rows.append({row[0]: row for row in cursor})
+        count = sum(rows[0].get(emp_id) != rows[1].get(emp_id) for emp_id in rows[0].keys() | rows[1].keys())
+        if count == 0 or time.monotonic() > end:
+            return count
+        time.sleep(0.2)
+
+
+def check(console: Console, source: Connection, destination: Connection) -> bool:
+    """Run all steps; returns whether each arrived and both tables ended equal."""
+    emp_id = 0
+    for step in STEPS:
+        emp_id = change(source, step, emp_id)
+        started = time.monotonic()
+        if not arrived(source, destination, emp_id):
+            console.print(f"{step} of employee {emp_id} did not arrive within {WAIT:.0f} s: {suspect(source, emp_id)}")
+            return False
+        console.print(f"\n{step} employee {emp_id} → arrived after {(time.monotonic() - started) * 1000:.1f} ms")
+        show(console, source, destination, emp_id)
+    count = differing(source, destination)
+    console.print("\nboth tables are equal" if count == 0 else f"\n{count} employees differ; run python verify.py")
+    return count == 0
+
+
+def main() -> None:
+    cli.start_logging(cli.parser(__doc__).parse_args().verbose)
+    stop = cli.stop_on_signals()
+    console = Console(highlight=False)
+    with (
+        closing(connect_within("source", config.SOURCE_DATABASE_URL, WAIT, stop)) as source,
+        closing(connect_within("destination", config.DESTINATION_DATABASE_URL, WAIT, stop)) as destination,
+    ):
+        try:
+            passed = check(console, source, destination)
+        except psycopg2.errors.UndefinedTable as error:
+            cli.fail(explain("source or destination", config.SOURCE_DATABASE_URL, error))
+    console.print("PASS" if passed else "FAIL")
+    sys.exit(cli.DONE if passed else cli.FAILED)
+
+
+if __name__ == "__main__":
+    main()

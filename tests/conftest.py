@@ -1,0 +1,61 @@
+"""The servers and the pipelines of the tests: real ones, and none of the user's own databases and topics."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.pipeline import ROOT, Pipeline
+
+
+def servers(*arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, str(ROOT / "stack" / "servers.py"), *arguments], capture_output=True, text=True, check=False
+    )
+
+
+@pytest.fixture(scope="session")
+def stack() -> Iterator[None]:
+    """The servers of stack/: started where they do not run yet, and then stopped at the end."""
+    ran_before = servers("status").returncode == 0
+    up = servers("up")
+    assert up.returncode == 0, up.stdout + up.stderr
+    yield
+    if not ran_before:
+        servers("down")
+
+
+_numbers = iter(range(1_000_000))
+
+
+@pytest.fixture
+def bare_pipeline(stack: None, tmp_path: Path) -> Iterator[Pipeline]:
+    """Two empty databases, and no topic yet."""
+    pipeline = Pipeline(f"cdc_test_{os.getpid()}_{next(_numbers)}", tmp_path)
+    pipeline.create()
+    yield pipeline
+    pipeline.drop()
+
+
+@pytest.fixture
+def pipeline(bare_pipeline: Pipeline) -> Pipeline:
+    """A pipeline with everything set up and no script running."""
+    bare_pipeline.set_up()
+    return bare_pipeline
+
+
+@pytest.fixture
+def running(pipeline: Pipeline) -> Pipeline:
+    """A pipeline whose producer and consumer run and have carried their first change."""
+    pipeline.start("producer.py")
+    pipeline.start("consumer.py")
+    source = pipeline.source()
+    with source.cursor() as cursor:
+        cursor.execute("INSERT INTO employees (emp_id, city) VALUES (-1, 'first')")
+    pipeline.wait_until_equal()
+    return pipeline

@@ -1,0 +1,210 @@
+"""A pipeline for one test: two databases and two topics of its own on the real servers, and its scripts as processes."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from contextlib import closing
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import psycopg2
+from confluent_kafka import Consumer, KafkaError, Message, Producer, TopicPartition
+from confluent_kafka.admin import AdminClient
+from psycopg2.extensions import connection as Connection
+
+import config
+
+ROOT = Path(__file__).resolve().parent.parent
+ROWS = "SELECT emp_id, first_name, last_name, dob::text, city, salary FROM employees ORDER BY emp_id"
+
+
+def wait_until(condition: Callable[[], Any], seconds: float = 20.0, what: str = "") -> Any:
+    """Return the condition's first true value; fails the test if there is none within so many seconds."""
+    end = time.monotonic() + seconds
+    while not (value := condition()):
+        assert time.monotonic() < end, f"not within {seconds:.0f} s: {what or condition}"
+        time.sleep(0.01)
+    return value
+
+
+def query(connection: Connection, sql: str, values: Any = None) -> list[tuple[Any, ...]]:
+    with connection.cursor() as cursor:
+        cursor.execute(sql, values)
+        return cursor.fetchall() if cursor.description else []
+
+
+@dataclass
+class Script:
+    """A running script; its output goes to a file."""
+
+    process: subprocess.Popen[bytes]
+    log: Path
+
+    def output(self) -> str:
+        return self.log.read_text(encoding="utf-8")
+
+    def wait_for(self, text: str, seconds: float = 20.0) -> None:
+        wait_until(lambda: text in self.output(), seconds, f"{text!r} in the output:\n{self.output()}")
+
+    def stop(self, number: int = signal.SIGTERM, seconds: float = 20.0) -> int:
+        """Send a signal and return the exit code."""
+        if self.process.poll() is None:
+            self.process.send_signal(number)
+        return self.process.wait(seconds)
+
+    def kill(self) -> None:
+        self.stop(signal.SIGKILL)
+
+
+@dataclass
+class Pipeline:
+    """Source and destination databases and topics named after the test, with everything set up."""
+
+    name: str
+    logs: Path
+    scripts: list[Script] = field(default_factory=list)
+    connections: list[Connection] = field(default_factory=list)
+    environment: dict[str, str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.topic = self.name
+        self.source_url = database_url(config.SOURCE_DATABASE_URL, self.name)
+        self.destination_url = database_url(config.DESTINATION_DATABASE_URL, f"{self.name}_copy")
+        self.environment = {
+            "SOURCE_DATABASE_URL": self.source_url,
+            "DESTINATION_DATABASE_URL": self.destination_url,
+            "KAFKA_TOPIC": self.topic,
+            "KAFKA_GROUP_ID": self.name,
+            "PYTHONUNBUFFERED": "1",
+        }
+
+    def create(self) -> None:
+        administer(config.SOURCE_DATABASE_URL, f"CREATE DATABASE {self.name}")
+        administer(config.DESTINATION_DATABASE_URL, f"CREATE DATABASE {self.name}_copy")
+
+    def set_up(self) -> None:
+        """Run db_setup.py and admin.py."""
+        for script in ("db_setup.py", "admin.py"):
+            result = self.run(script)
+            assert result.returncode == 0, result.stdout + result.stderr
+
+    def drop(self) -> None:
+        for script in self.scripts:
+            if script.process.poll() is None:
+                script.process.send_signal(signal.SIGCONT)
+                script.kill()
+        for connection in self.connections:
+            connection.close()
+        administer(config.SOURCE_DATABASE_URL, f"DROP DATABASE IF EXISTS {self.name} WITH (FORCE)")
+        administer(config.DESTINATION_DATABASE_URL, f"DROP DATABASE IF EXISTS {self.name}_copy WITH (FORCE)")
+        admin = AdminClient({key: config.KAFKA[key] for key in ("bootstrap.servers", "broker.address.family")})
+        there = set(admin.list_topics(timeout=10).topics) & {self.topic, f"{self.topic}_dlq"}
+        for future in admin.delete_topics(sorted(there)).values() if there else ():
+            future.result()
+
+    def run(self, script: str, *arguments: str, seconds: float = 90.0, **environment: str) -> Any:
+        """Run a script to its end; returns its subprocess.CompletedProcess with text output."""
+        return subprocess.run(
+            [sys.executable, str(ROOT / script), *arguments],
+            env={**os.environ, **self.environment, **environment},
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=seconds,
+            check=False,
+        )
+
+    def start(self, script: str, *arguments: str, **environment: str) -> Script:
+        """Start a script beside the test."""
+        log = self.logs / f"{len(self.scripts)}-{script}.log"
+        with log.open("wb") as output:
+            process = subprocess.Popen(
+                [sys.executable, str(ROOT / script), *arguments],
+                env={**os.environ, **self.environment, **environment},
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+            )
+        self.scripts.append(Script(process, log))
+        return self.scripts[-1]
+
+    def source(self) -> Connection:
+        """A new autocommit connection to the source, closed at the end of the test."""
+        return self._connect(self.source_url)
+
+    def destination(self) -> Connection:
+        return self._connect(self.destination_url)
+
+    def _connect(self, url: str) -> Connection:
+        connection: Connection = psycopg2.connect(url)
+        connection.autocommit = True
+        self.connections.append(connection)
+        return connection
+
+    def equal(self) -> bool:
+        with closing(psycopg2.connect(self.source_url)) as source:
+            with closing(psycopg2.connect(self.destination_url)) as destination:
+                return query(source, ROWS) == query(destination, ROWS)
+
+    def wait_until_equal(self, seconds: float = 30.0) -> None:
+        try:
+            wait_until(self.equal, seconds)
+        except AssertionError:
+            outputs = "\n".join(f"{script.log.name}:\n{script.output()[-2000:]}" for script in self.scripts)
+            raise AssertionError(f"source and destination differ after {seconds:.0f} s\n{outputs}") from None
+
+    def drain(self) -> None:
+        """Publish and apply what is there, by --once."""
+        for script in ("producer.py", "consumer.py"):
+            result = self.run(script, "--once")
+            assert result.returncode == 0, result.stdout + result.stderr
+
+    def send(self, *values: bytes | str | None, key: str | None = None, partition: int = -1) -> None:
+        """Send messages to the topic, as a stranger would."""
+        producer = Producer(client_settings())
+        for value in values:
+            producer.produce(self.topic, value, key, partition=partition)
+        assert producer.flush(10) == 0
+
+    def messages(self, topic: str | None = None) -> list[Message]:
+        """All messages of the topic, partition by partition."""
+        reader = Consumer(
+            {**client_settings(), "group.id": "reader", "enable.auto.commit": False, "enable.partition.eof": True}
+        )
+        name = topic or self.topic
+        with closing(reader):
+            partitions = list(reader.list_topics(name, timeout=10).topics[name].partitions)
+            reader.assign([TopicPartition(name, number, 0) for number in partitions])
+            found: list[Message] = []
+            while partitions:
+                for message in reader.consume(10_000, 1.0):
+                    error = message.error()
+                    if error is None:
+                        found.append(message)
+                    elif error.code() == KafkaError._PARTITION_EOF:
+                        partitions.remove(message.partition() or 0)
+        return sorted(found, key=lambda message: (message.partition() or 0, message.offset() or 0))
+
+    def dead_letters(self) -> list[Message]:
+        return self.messages(f"{self.topic}_dlq")
+
+
+def client_settings() -> dict[str, Any]:
+    return {key: config.KAFKA[key] for key in ("bootstrap.servers", "broker.address.family")}
+
+
+def database_url(url: str, database: str) -> str:
+    return url.rsplit("/", 1)[0] + f"/{database}"
+
+
+def administer(url: str, statement: str) -> None:
+    with closing(psycopg2.connect(url)) as connection:
+        connection.autocommit = True
+        with connection.cursor() as cursor:
+            cursor.execute(statement)
