@@ -147,10 +147,12 @@ def source_status() -> dict[str, Any]:
 
 
 def destination_status() -> dict[str, Any]:
-    with closing(connect("destination", config.DESTINATION_DATABASE_URL)) as destination:
-        with destination.cursor() as cursor:
-            cursor.execute("SELECT count(*) FROM employees")
-            return {"rows": cursor.fetchall()[0][0]}
+    with (
+        closing(connect("destination", config.DESTINATION_DATABASE_URL)) as destination,
+        destination.cursor() as cursor,
+    ):
+        cursor.execute("SELECT count(*) FROM employees")
+        return {"rows": cursor.fetchall()[0][0]}
 
 
 def topic_status(admin: AdminClient) -> dict[str, Any]:

@@ -26,6 +26,7 @@ CLIENT_KEEPALIVES: dict[str, Any] = {
     "keepalives_interval": 5,
     "keepalives_count": 3,
     "tcp_user_timeout": 25_000,
+    "target_session_attrs": "read-write",  # of several hosts the primary; a standby cannot hold position or copy
 }
 SERVER_KEEPALIVES = "SET tcp_keepalives_idle = 10; SET tcp_keepalives_interval = 5; SET tcp_keepalives_count = 3"
 
@@ -110,7 +111,7 @@ class Outage:
     delay: float = 0.1
 
     def wait(self, what: str, sleep: Callable[[float], None] | None = None) -> None:
-        """Wait before the next try; sleep(seconds) may do something useful meanwhile. Exits when it is time to give up."""
+        """Wait before the next try; sleep(seconds) may do something useful meanwhile. Exits when to give up."""
         if not self.said:
             self.since = time.monotonic()
         self.say(what)
@@ -143,13 +144,10 @@ class Kafka:
     """What the Kafka client's callbacks tell about the brokers."""
 
     away: bool = False
-    fatal: str = ""
     bootstrap: str = field(default_factory=lambda: config.KAFKA["bootstrap.servers"])
 
     def on_error(self, error: KafkaError) -> None:
-        if error.fatal():
-            self.fatal = error.str()
-        elif error.code() == KafkaError._ALL_BROKERS_DOWN and not self.away:
+        if error.code() == KafkaError._ALL_BROKERS_DOWN and not self.away:
             self.away = True
             log.warning("Kafka at %s does not answer; waiting", self.bootstrap)
         elif error.code() in (KafkaError._AUTHENTICATION, KafkaError._SSL, KafkaError._RESOLVE):

@@ -30,6 +30,7 @@ log = logging.getLogger("producer")
 PAGE = 10_000  # changes read, published and acknowledged as one
 PAUSE = 0.005  # seconds that let a page fill under steady load
 NEARLY_EMPTY = 5  # changes: a page this small is not worth a pause
+PRUNE_PAUSE = 0.1  # seconds between two batches of pruning
 HOUSEKEEPING = 10.0  # seconds between looks at what can be pruned, while there is nothing to prune
 GUARD_DEPTH = 1_000  # messages at the end of each partition that the start-up guard reads
 
@@ -48,22 +49,29 @@ KAFKA_SETTINGS = {
 
 COLUMNS = ", ".join(CDC_COLUMNS)
 
-# $1 last_offset, $2 snapshot, $3 page size. Prepared, and run by its generic plan: the two index scans, whatever the
-# statistics say. `cdc_id + 0` keeps the late rows on txid's index, the cost of which does not grow with the log.
-LATE = """
-FROM emp_cdc
-WHERE (txid >= pg_snapshot_xmax($2) OR txid = ANY (ARRAY (SELECT pg_snapshot_xip($2)))) AND cdc_id + 0 <= $1
-"""
+# $1 last_offset, $2 snapshot, $3 page size. Late rows are those of transactions that the snapshot did not show: still
+# running then (xip) but not now, or begun later (from xmax on).
+ENDED_SINCE = "ARRAY (SELECT pg_snapshot_xip($2) EXCEPT SELECT pg_snapshot_xip(pg_current_snapshot()))"
+RUNNING_THEN = f"txid = ANY ({ENDED_SINCE}) AND cdc_id + 0 <= $1"
+BEGUN_LATER = "txid >= pg_snapshot_xmax($2) AND cdc_id + 0 <= $1"
+LATE = f"FROM emp_cdc WHERE ({RUNNING_THEN} OR {BEGUN_LATER})"
+
+# Prepared once, and always run by the generic plan: three index scans whatever the statistics say. That is what
+# `ORDER BY txid`, `cdc_id + 0` and enable_seqscan are for: a plan that reads the whole log would be costed lower where
+# the LIMIT promises an early end, and it never comes, as late rows are rare.
 PREPARE = f"""
 SET synchronous_commit = off;  -- a position lost in a crash only publishes its page again
 SET enable_seqscan = off;
 SET plan_cache_mode = force_generic_plan;
 LISTEN emp_cdc;
 PREPARE poll (bigint, pg_snapshot, bigint) AS
-SELECT cdc_id, emp_id::text, row_to_json(change)::text, (SELECT pg_current_snapshot()::text)
-FROM ((SELECT {COLUMNS} {LATE} LIMIT $3 + 1)
+SELECT cdc_id, emp_id::text, row_to_json(change)::text, now.snapshot
+FROM (SELECT pg_current_snapshot()::text AS snapshot) AS now LEFT JOIN
+     ((SELECT {COLUMNS} FROM emp_cdc WHERE {RUNNING_THEN} ORDER BY txid LIMIT $3 + 1)
       UNION ALL
-      (SELECT {COLUMNS} FROM emp_cdc WHERE cdc_id > $1 ORDER BY cdc_id LIMIT $3)) AS change
+      (SELECT {COLUMNS} FROM emp_cdc WHERE {BEGUN_LATER} ORDER BY txid LIMIT $3 + 1)
+      UNION ALL
+      (SELECT {COLUMNS} FROM emp_cdc WHERE cdc_id > $1 ORDER BY cdc_id LIMIT $3)) AS change ON true
 ORDER BY cdc_id
 """
 POLL = "EXECUTE poll (%(last_offset)s, %(snapshot)s, %(page_size)s)"
@@ -79,7 +87,7 @@ LATE_PAGE = "FETCH FORWARD %(page_size)s FROM late"
 
 SAVE = """
 UPDATE cdc_position SET last_offset = %(last_offset)s, snapshot = %(snapshot)s, saved_at = clock_timestamp()
-WHERE last_offset = %(was_offset)s AND snapshot::text = %(was_snapshot)s
+WHERE last_offset = %(was_offset)s
 """
 LOAD = """
 SELECT last_offset, snapshot::text,
@@ -90,15 +98,17 @@ FROM cdc_position AS p, pg_control_system() AS c
 # The log came here by dump and restore: its txids, and the saved snapshot, count another server's transactions. With
 # the lock held, all that is in the table is committed. What the saved snapshot calls late gets this transaction's
 # txid, a floor that the new snapshot does not show; the rest that could look late ever after gets a frozen one.
-REBASE = f"""
+REBASE = """
 BEGIN;
 LOCK TABLE emp_cdc IN SHARE ROW EXCLUSIVE MODE;
-UPDATE emp_cdc SET txid = CASE WHEN cdc_id IN (SELECT cdc_id {LATE}) THEN pg_current_xact_id() ELSE '3'::xid8 END
-WHERE cdc_id IN (SELECT cdc_id {LATE}) OR txid >= pg_current_xact_id();
+UPDATE emp_cdc SET txid = CASE WHEN late THEN pg_current_xact_id() ELSE '3' END
+FROM (SELECT change.cdc_id, NOT pg_visible_in_snapshot(txid, snapshot) AND change.cdc_id <= last_offset AS late
+      FROM emp_cdc AS change, cdc_position) AS restored
+WHERE emp_cdc.cdc_id = restored.cdc_id AND (late OR txid >= pg_current_xact_id());
 UPDATE cdc_position SET system_identifier = (SELECT system_identifier FROM pg_control_system()),
-    snapshot = format('%%1$s:%%1$s:', pg_current_xact_id())::pg_snapshot;
+    snapshot = format('%1$s:%1$s:', pg_current_xact_id())::pg_snapshot;
 COMMIT
-""".replace("$1", "%(last_offset)s").replace("$2", "%(snapshot)s::pg_snapshot")
+"""
 
 SEQUENCE = "SELECT last_value FROM emp_cdc_cdc_id_seq"
 LEFT = "SELECT coalesce(max(cdc_id), 0) - %(last_offset)s FROM emp_cdc"
@@ -154,13 +164,14 @@ def run_once(
             POLL, {"last_offset": position.last_offset, "snapshot": position.snapshot, "page_size": page_size}
         )
         page = [Change._make(row) for row in cursor.fetchall()]
-    if not page:
-        return position, page
+    snapshot = page[0].snapshot
+    if page[0].cdc_id is None:  # nothing but the snapshot: the position moves there, and need not be saved
+        return Position(position.last_offset, snapshot), []
     if page_size < len(page) and page[page_size].cdc_id <= position.last_offset:
         return publish_late(source, producer, position, stop, page_size)
     publish(producer, page, stop)
     # A crash here publishes the page again; the consumer's gate drops what it has already applied.
-    return save(source, position, Position(max(position.last_offset, page[-1].cdc_id), page[0].snapshot)), page
+    return save(source, position, Position(max(position.last_offset, page[-1].cdc_id), snapshot)), page
 
 
 def publish_late(
@@ -226,7 +237,6 @@ def save(source: Connection, was: Position, position: Position) -> Position:
         "last_offset": position.last_offset,
         "snapshot": position.snapshot,
         "was_offset": was.last_offset,
-        "was_snapshot": was.snapshot,
     }
     with source.cursor() as cursor:
         cursor.execute(SAVE, values)
@@ -244,7 +254,7 @@ def load_position(source: Connection) -> Position:
             raise psycopg2.errors.UndefinedTable("cdc_position is empty")
         last_offset, snapshot, restored = row
         if restored:
-            cursor.execute(REBASE, {"last_offset": last_offset, "snapshot": snapshot})
+            cursor.execute(REBASE)
             log.warning("the log was restored from another server: position rebased, nothing is lost; going on")
             return load_position(source)
     return Position(last_offset, snapshot)
@@ -314,9 +324,9 @@ def wake_up(source: Connection) -> None:
         cursor.execute("SELECT pg_advisory_unlock(6513763, %(lock)s)", {"lock": ASLEEP})
 
 
-def wait_for_change(source: Connection, stop: cli.Stop) -> None:
-    """Return when a writer notifies, at the latest after POLL_INTERVAL."""
-    end = time.monotonic() + config.POLL_INTERVAL
+def wait_for_change(source: Connection, stop: cli.Stop, until: float) -> None:
+    """Return when a writer notifies, at the latest after POLL_INTERVAL or at the time until (time.monotonic)."""
+    end = min(time.monotonic() + config.POLL_INTERVAL, until)
     while not source.notifies and not stop.requested and (left := end - time.monotonic()) > 0:
         if select.select([source], [], [], min(left, 0.5))[0]:
             source.poll()
@@ -336,6 +346,7 @@ def stream(source: Connection, producer: Producer, position: Position, stop: cli
     while not stop.requested:
         started = time.monotonic()
         position, page = run_once(source, producer, position, stop)
+        took = time.monotonic() - started
         if page:
             tell(report, source, position, page, started)
             if asleep:
@@ -343,17 +354,19 @@ def stream(source: Connection, producer: Producer, position: Position, stop: cli
             asleep, restless = False, 0
             if NEARLY_EMPTY < len(page) < PAGE:
                 stop.sleep(PAUSE)
+            if len(page) < PAGE:
+                housekeeper.run(position)
         elif once:
             break
         elif asleep:
             report.idle()
             housekeeper.run(position)
-            wait_for_change(source, stop)
+            wait_for_change(source, stop, until=housekeeper.next_look)
         elif try_lock(source, ASLEEP):
             asleep = True
-        else:  # somebody who saw us awake has yet to commit
+        else:  # somebody who saw us awake has yet to commit; a poll wades through all that a large one has logged
             restless = min(restless + 1, 10)
-            stop.sleep(0.002 * restless)
+            stop.sleep(max(0.002 * restless, 5 * took))
     report.end()
 
 
@@ -371,13 +384,15 @@ def tell(report: cli.Report, source: Connection, position: Position, page: list[
 
 @dataclass
 class Housekeeper:
-    """Prunes published rows once they are older than RETENTION, in small batches, and watches the sequence."""
+    """Prunes published rows once they are older than RETENTION, in small batches so that writers hardly notice, and
+    watches the sequence."""
 
     source: Connection
     pruned: int = 0
     next_look: float = 0.0
 
     def run(self, position: Position) -> None:
+        """Prune one batch, if it is time for one."""
         if time.monotonic() < self.next_look:
             return
         values = {
@@ -392,6 +407,7 @@ class Housekeeper:
         if count:
             self.pruned = newest
             log.debug("pruned %d rows up to offset %d", count, newest)
+            self.next_look = time.monotonic() + PRUNE_PAUSE
         else:
             check_sequence(self.source, position.last_offset)
             self.next_look = time.monotonic() + HOUSEKEEPING
@@ -403,6 +419,7 @@ def session(kafka: Kafka, outage: Outage, stop: cli.Stop, once: bool) -> None:
         outage.over()
         if once and not try_lock(source, ACTIVE):
             cli.fail("another producer is active; it publishes what is there")
+        producer = kafka_client(Producer, KAFKA_SETTINGS, kafka)
         become_active(source, stop)
         with source.cursor() as cursor:
             cursor.execute("SELECT %(retention)s::interval", {"retention": config.RETENTION})
@@ -410,7 +427,6 @@ def session(kafka: Kafka, outage: Outage, stop: cli.Stop, once: bool) -> None:
         position = load_position(source)
         check_sequence(source, max(position.last_offset, newest_published(kafka, stop)))
         kafka.answered()
-        producer = kafka_client(Producer, KAFKA_SETTINGS, kafka)
         log.info("publishing from offset %s to topic %s", f"{position.last_offset:,}", config.KAFKA_TOPIC)
         stream(source, producer, position, stop, once)
 

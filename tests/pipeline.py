@@ -1,4 +1,4 @@
-"""A pipeline for one test: two databases and two topics of its own on the real servers, and its scripts as processes."""
+"""A pipeline for one test: databases and topics of its own on the real servers, and its scripts as processes."""
 
 from __future__ import annotations
 
@@ -148,9 +148,11 @@ class Pipeline:
         return connection
 
     def equal(self) -> bool:
-        with closing(psycopg2.connect(self.source_url)) as source:
-            with closing(psycopg2.connect(self.destination_url)) as destination:
-                return query(source, ROWS) == query(destination, ROWS)
+        with (
+            closing(psycopg2.connect(self.source_url)) as source,
+            closing(psycopg2.connect(self.destination_url)) as destination,
+        ):
+            return query(source, ROWS) == query(destination, ROWS)
 
     def wait_until_equal(self, seconds: float = 30.0) -> None:
         try:
