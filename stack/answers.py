@@ -1,0 +1,39 @@
+"""Whether ZooKeeper, Kafka or PostgreSQL answers at a port of this machine: asked in a few bytes of its own protocol,
+so that no client needs to be there."""
+
+from __future__ import annotations
+
+import socket
+import struct
+
+LOGIN = b"user\0postgres\0database\0postgres\0\0"
+QUESTIONS = {
+    "zookeeper": b"srvr",
+    "kafka": struct.pack(">ihhih", 10, 18, 0, 7, -1),  # ApiVersions, version 0, correlation id 7, no client id
+    "postgres": struct.pack(">ii", 8 + len(LOGIN), 3 << 16) + LOGIN,
+}
+
+
+def answer(kind: str, port: int) -> str:
+    """answers: such a server is there, and ready; starting: it is there and says so; other: something else; closed."""
+    try:
+        reply = ask(port, QUESTIONS[kind])
+    except ConnectionRefusedError:
+        return "closed"
+    except OSError:
+        return "other"
+    if kind == "zookeeper":
+        return "answers" if b"Zookeeper version" in reply else "starting" if b"ZooKeeper" in reply else "other"
+    if kind == "kafka":
+        return "answers" if reply[4:10] == struct.pack(">ih", 7, 0) else "other"
+    if reply[:1] == b"E" and b"\0C57P03\0" in reply:
+        return "starting"
+    # R asks for the password; any other error than the above comes from a server that is up.
+    return "answers" if reply[:1] == b"R" or (reply[:1] == b"E" and b"\0C" in reply) else "other"
+
+
+def ask(port: int, question: bytes) -> bytes:
+    """The first bytes that come back; OSError if none do."""
+    with socket.create_connection(("127.0.0.1", port), timeout=2) as connection:
+        connection.sendall(question)
+        return connection.recv(65536)
