@@ -15,7 +15,7 @@ from contextlib import closing
 from dataclasses import dataclass
 
 import psycopg2
-from confluent_kafka import Consumer, KafkaError, KafkaException, Message, Producer, TopicPartition
+from confluent_kafka import OFFSET_STORED, Consumer, KafkaError, KafkaException, Message, Producer, TopicPartition
 from psycopg2.extensions import connection as Connection
 
 import cli
@@ -241,32 +241,39 @@ def commit(consumer: Consumer, messages: list[Message], wait: bool = False) -> N
     ours = {(partition.topic, partition.partition) for partition in consumer.assignment()}
     behind = [TopicPartition(*partition, offset) for partition, offset in offsets.items() if partition in ours]
     if behind:
-        consumer.commit(offsets=behind, asynchronous=not wait)  # type: ignore[call-overload]
+        try:
+            consumer.commit(offsets=behind, asynchronous=not wait)  # type: ignore[call-overload]
+        except KafkaException as error:
+            log.debug("offsets not committed: %s", error.args[0].str())
 
 
 def from_the_first(consumer: Consumer, event: Message) -> None:
     """Read a partition from its first message, as there is no committed offset or no message at it. Never in silence:
     messages that retention removed unread are lost to us."""
     partition = TopicPartition(event.topic() or "", event.partition() or 0)
-    low, high = consumer.get_watermark_offsets(partition, timeout=5)
-    (committed,) = consumer.committed([partition], timeout=5)
-    if 0 <= committed.offset < low:
-        log.error(
-            "MESSAGES ARE GONE: partition %s was read up to offset %s, Kafka keeps them from %s on only. Going on from "
-            "there; run python verify.py --repair",
-            partition.partition,
-            committed.offset,
-            low,
-        )
-    elif committed.offset > high:
-        log.error(
-            "partition %s ends at offset %s, before our offset %s: the topic was made anew. Reading it from its first "
-            "message; run python verify.py --repair",
-            partition.partition,
-            high,
-            committed.offset,
-        )
-    partition.offset = low
+    try:
+        low, high = consumer.get_watermark_offsets(partition, timeout=5)
+        (committed,) = consumer.committed([partition], timeout=5)
+    except KafkaException:
+        partition.offset = OFFSET_STORED  # Kafka went away meanwhile: the same event comes again
+    else:
+        partition.offset = low
+        if 0 <= committed.offset < low:
+            log.error(
+                "MESSAGES ARE GONE: partition %s was read up to offset %s, Kafka keeps them from %s on only. Going on "
+                "from there; run python verify.py --repair",
+                partition.partition,
+                committed.offset,
+                low,
+            )
+        elif committed.offset > high:
+            log.error(
+                "THE TOPIC WAS MADE ANEW: partition %s ends at offset %s, we were at %s. Reading it from its first "
+                "message; run python verify.py --repair",
+                partition.partition,
+                high,
+                committed.offset,
+            )
     consumer.incremental_unassign([partition])
     consumer.incremental_assign([partition])
 
@@ -281,6 +288,8 @@ def handle(event: Message, consumer: Consumer, drained: set[int], topic: Outage)
         from_the_first(consumer, event)
     elif error.code() == KafkaError.UNKNOWN_TOPIC_OR_PART:
         topic.say(f"topic {config.KAFKA_TOPIC} does not exist; run python admin.py")
+    elif error.fatal():  # another consumer took our KAFKA_GROUP_INSTANCE_ID
+        cli.fail(f"Kafka: {error.str()}")
     else:
         log.debug("Kafka: %s", error.str())
 
@@ -294,7 +303,7 @@ def consume(consumer: Consumer, kafka: Kafka, stop: cli.Stop, once: bool) -> Non
         Outage(stop),
     )
     drained: set[int] = set()
-    messages: list[Message] = []
+    applied: list[Message] = []
     try:
         while not stop.requested:
             batch = next_batch(consumer)
@@ -309,6 +318,7 @@ def consume(consumer: Consumer, kafka: Kafka, stop: cli.Stop, once: bool) -> Non
                 drained -= {message.partition() for message in messages}
                 changed = destination.apply(consumer, messages, graves)
                 commit(consumer, messages)
+                applied = messages
                 tell(report, messages, changed, started, consumer)
                 continue
             report.idle()
@@ -316,8 +326,10 @@ def consume(consumer: Consumer, kafka: Kafka, stop: cli.Stop, once: bool) -> Non
                 kafka.ask(consumer)
             if once and drained >= {partition.partition for partition in consumer.assignment()} != set():
                 break
+        if not kafka.away:  # it would wait for Kafka without end
+            commit(consumer, applied, wait=True)
     except Stopped:
-        log.warning("stopped while the destination was away; the batch will be read again")
+        log.warning("stopped while a server was away; the batch will be read again")
     finally:
         report.end()
         destination.close()
