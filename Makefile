@@ -30,8 +30,30 @@ lint: $(VENV)/.development  ## ruff and mypy --strict
 	$(RUN) -m ruff format --check .
 	$(RUN) -m mypy .
 
+$(VENV)/.bench: requirements-bench.txt $(VENV)/.scripts
+	$(RUN) -m pip install --quiet --disable-pip-version-check -r requirements-bench.txt
+	@touch $@
+
+.PHONY: bench
+bench: $(VENV)/.bench up  ## speed, latency and cost beside native replication, about 10 minutes; then the plots in docs/
+	$(RUN) bench/catch_up.py
+	$(RUN) bench/latency.py
+	$(RUN) bench/capture.py
+	$(RUN) bench/growth.py
+	$(RUN) bench/idle.py
+	$(RUN) bench/plot.py
+
 .PHONY: up down
 up:  ## the four servers without Docker, at docker-compose.yml's addresses
 	$(PYTHON) stack/servers.py up
 down:  ## stop what `make up` started
 	$(PYTHON) stack/servers.py down
+
+.PHONY: test-compose
+test-compose: $(VENV)/.development  ## both compose files on a real Docker engine, on docker-compose.yml's ports
+	TEST_COMPOSE=1 $(RUN) -m pytest tests/compose
+
+.PHONY: chaos
+chaos: $(VENV)/.development  ## faults of all kinds for 4 minutes, 500 random examples, outages of 60 s; about 25 minutes
+	$(RUN) -m tests.chaos --seconds 240
+	CHAOS_EXAMPLES=500 OUTAGE_SECONDS=60 $(RUN) -m pytest tests/test_random_operations.py tests/test_outages.py

@@ -5,6 +5,9 @@ python admin.py create --partitions 6         the same with 6 partitions; adds t
 python admin.py delete                        delete both topics; asks first
 python admin.py status                        one screen: source, log, topic, consumer group, destination
 python admin.py status --json                 the same as JSON
+python admin.py dead-letters                  list the dead letters; --json as JSON
+python admin.py dead-letters --replay         send them again
+python admin.py dead-letters --discard        delete them; asks first
 """
 
 from __future__ import annotations
@@ -27,13 +30,20 @@ from confluent_kafka import (
 )
 from confluent_kafka.admin import AdminClient, NewPartitions, NewTopic, OffsetSpec  # type: ignore[attr-defined]
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 import cli
 import config
+import dead_letters
 from connection import Kafka, WrongSetting, connect, explain, kafka_client
 
 PARTITIONS = 3
+MOST = 10_000  # partitions that a broker makes at once
+DEAD_LETTERS = {
+    "retention.ms": "-1",  # kept until somebody looks at them
+    "max.message.bytes": "100000000",  # a message as large as the topic takes, and the headers it gets
+}
 WAIT = 60  # seconds for Kafka to come up, or for a deletion to be done
 STATUS_WAIT = 5  # seconds for each answer of a status
 
@@ -59,12 +69,17 @@ WHERE locktype = 'advisory' AND classid = 6513763 AND objid = 1
 def wait_for_kafka(admin: AdminClient) -> dict[str, Any]:
     """Return the topics that are there; exits if no broker answers within WAIT seconds."""
     end = time.monotonic() + WAIT
+    said = False
     while True:
         try:
             return dict(admin.list_topics(timeout=2).topics)
         except KafkaException as error:
+            away = f"Kafka at {config.KAFKA['bootstrap.servers']} does not answer"
             if time.monotonic() > end:
-                cli.fail(f"Kafka at {config.KAFKA['bootstrap.servers']} does not answer: {error.args[0].str()}")
+                cli.fail(f"{away}: {error.args[0].str()}; gave up after {WAIT} s")
+            if not said:
+                print(f"{away}; waiting", flush=True)
+                said = True
 
 
 def create(admin: AdminClient, partitions: int | None, replication: int) -> None:
@@ -73,8 +88,7 @@ def create(admin: AdminClient, partitions: int | None, replication: int) -> None
     durable = {"min.insync.replicas": "2"} if replication > 2 else {}
     wanted = [
         NewTopic(config.KAFKA_TOPIC, partitions or PARTITIONS, replication, config=durable),
-        # kept until somebody looks at them
-        NewTopic(config.DEAD_LETTER_TOPIC, 1, replication, config={**durable, "retention.ms": "-1"}),
+        NewTopic(config.DEAD_LETTER_TOPIC, 1, replication, config={**durable, **DEAD_LETTERS}),
     ]
     for topic in wanted:
         if topic.topic in there:
@@ -116,7 +130,11 @@ def delete(admin: AdminClient, sure: bool) -> None:
     if not sure:
         if not sys.stdin.isatty():
             cli.fail("delete asks first; without a terminal give --yes", cli.WRONG_USE)
-        answer = input(f"Delete {' and '.join(names)} with all messages, read or not? [y/N] ")
+        try:
+            answer = input(f"Delete {' and '.join(names)} with all messages, read or not? [y/N] ")
+        except (EOFError, KeyboardInterrupt):
+            answer = ""
+            print()
         if answer.strip().lower() not in ("y", "yes"):
             cli.fail("nothing deleted")
     done(admin.delete_topics(names))
@@ -133,7 +151,10 @@ def source_status() -> dict[str, Any]:
         cursor.execute("SELECT (SELECT count(*) FROM employees), (SELECT coalesce(max(cdc_id), 0) FROM emp_cdc)")
         ((rows, head),) = cursor.fetchall()
         cursor.execute(UNPUBLISHED)
-        ((published, unpublished, age),) = cursor.fetchall()
+        position = cursor.fetchone()
+        if position is None:
+            raise LookupError("source: cdc_position is empty; run python db_setup.py")
+        published, unpublished, age = position
         cursor.execute(PRODUCERS)
         producers = [producer for (producer,) in cursor.fetchall()]
     return {
@@ -255,7 +276,7 @@ def show(found: dict[str, Any], console: Console) -> None:
     source, kafka, destination = found["source"], found["kafka"], found["destination"]
     for stage in (source, kafka, destination):
         if "error" in stage:
-            table.add_row("not answering", f"[red]{stage['error']}[/red]")
+            table.add_row("not answering", f"[red]{escape(stage['error'])}[/red]")
     if "error" not in source:
         table.add_row("source rows", f"{source['rows']:,}")
         table.add_row("log head", f"offset {source['log_head']:,}")
@@ -287,7 +308,7 @@ def show(found: dict[str, Any], console: Console) -> None:
 
 def arguments() -> argparse.Namespace:
     parser = cli.parser(__doc__)
-    commands = parser.add_subparsers(dest="command", metavar="create | delete | status")
+    commands = parser.add_subparsers(dest="command", metavar="create | delete | status | dead-letters")
     creating = commands.add_parser("create", help="create the topics (also without a command)")
     creating.add_argument("--partitions", type=positive, help=f"default {PARTITIONS}")
     creating.add_argument("--replication-factor", type=positive, default=1, help="default 1")
@@ -295,12 +316,21 @@ def arguments() -> argparse.Namespace:
     deleting.add_argument("--yes", action="store_true", help="do not ask")
     showing = commands.add_parser("status", help="show where every change is")
     showing.add_argument("--json", action="store_true", help="as JSON")
+    letters = commands.add_parser("dead-letters", help="list what could not be applied, send it again, or delete it")
+    action = letters.add_mutually_exclusive_group()
+    for name, meaning in (
+        ("json", "list as JSON"),
+        ("replay", "send all of them to the topic again; what still cannot be applied comes back"),
+        ("discard", "delete all of them; asks first"),
+    ):
+        action.add_argument(f"--{name}", action="store_const", dest="action", const=name, help=meaning)
+    letters.add_argument("--yes", action="store_true", help="do not ask")
     return parser.parse_args()
 
 
 def positive(text: str) -> int:
-    if not text.isdigit() or int(text) == 0:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a number above 0")
+    if not (text.isascii() and text.isdigit() and len(text) <= len(str(MOST)) and 0 < int(text) <= MOST):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number from 1 to {MOST}")
     return int(text)
 
 
@@ -308,9 +338,12 @@ def main() -> None:
     asked = arguments()
     cli.start_logging(asked.verbose)
     try:
-        admin = kafka_client(AdminClient, {}, Kafka())
+        kafka = Kafka()
+        admin = kafka_client(AdminClient, {}, kafka)
         if asked.command == "delete":
             delete(admin, asked.yes)
+        elif asked.command == "dead-letters":
+            dead_letters.run(admin, kafka, asked.action, asked.yes)
         elif asked.command == "status":
             found = status(admin)
             if asked.json:
@@ -322,6 +355,8 @@ def main() -> None:
             create(admin, getattr(asked, "partitions", None), getattr(asked, "replication_factor", 1))
     except WrongSetting as error:
         cli.fail(str(error), cli.WRONG_USE)
+    except KeyboardInterrupt:
+        cli.fail("stopped")
 
 
 if __name__ == "__main__":

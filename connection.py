@@ -45,20 +45,25 @@ class WrongSetting(Exception):
     """A setting that no waiting can mend; its text names the setting."""
 
 
-def connect(name: str, url: str) -> Connection:
-    """Return an autocommit connection to the database called name ("source" or "destination").
+def connect(name: str, url: str, settings: str = "") -> Connection:
+    """Return an autocommit connection to the database called name ("source" or "destination"); settings is SQL that it
+    runs first.
 
     Raises WrongSetting for a malformed URL, psycopg2.OperationalError when the server does not answer or refuses.
     """
     try:
         connection: Connection = psycopg2.connect(
-            url, connect_timeout=5, fallback_application_name="employee-cdc", **CLIENT_KEEPALIVES
+            url,
+            connect_timeout=5,
+            fallback_application_name="employee-cdc",
+            client_encoding="UTF8",
+            **CLIENT_KEEPALIVES,
         )
     except psycopg2.ProgrammingError as error:
         raise WrongSetting(f"{name.upper()}_DATABASE_URL is not a PostgreSQL URL: {first_line(error)}") from None
     connection.autocommit = True
     with connection.cursor() as cursor:
-        cursor.execute(SERVER_KEEPALIVES)
+        cursor.execute(f"{SERVER_KEEPALIVES}; {settings}")
     return connection
 
 

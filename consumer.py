@@ -9,10 +9,8 @@ Several consumers share the partitions. What can never be applied goes to the de
 from __future__ import annotations
 
 import logging
-import re
 import time
-from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import psycopg2
 from confluent_kafka import OFFSET_STORED, Consumer, KafkaError, KafkaException, Message, Producer, TopicPartition
@@ -20,12 +18,14 @@ from psycopg2.extensions import connection as Connection
 
 import cli
 import config
-from connection import Kafka, Outage, WrongSetting, connect, first_line, kafka_client
-from employee import EMPLOYEE_COLUMNS, CDCRecord, named
+from apply import DATA_ERRORS, SESSION, Elements, apply, elements
+from connection import Kafka, Outage, WrongSetting, connect, explain, first_line, kafka_client
+from employee import named
 
 log = logging.getLogger("consumer")
 
-BATCH = 10_000  # messages applied in one transaction
+BATCH = 20_000  # messages applied in one transaction
+GIVE_UP = 60.0  # seconds without progress after which --once gives up
 POLL_SECONDS = 0.2  # how long to wait for the first message of a batch
 
 KAFKA_SETTINGS = {
@@ -38,53 +38,15 @@ KAFKA_SETTINGS = {
     "topic.metadata.refresh.interval.ms": 2_000,  # how soon a topic created later, or its new partitions, are seen
     "fetch.queue.backoff.ms": 2,  # default 1,000: a second's pause whenever the queue is full
     "fetch.error.backoff.ms": 100,
-    "queued.max.messages.kbytes": 16_384,
+    "queued.min.messages": 10_000,  # per partition; bounds the memory together with the next
+    "queued.max.messages.kbytes": 8_192,
     "socket.nagle.disable": True,
 }
-DEAD_LETTER_SETTINGS = {"enable.idempotence": True, "message.timeout.ms": 0}
-
-# A message in the shape that the producer gives it. What matches is a CDCRecord, but for what PostgreSQL refuses
-# itself (a number out of range, 30 February); everything else goes through CDCRecord first. So a message gets the same
-# verdict alone and among others.
-TEXT = rb'(?:null|"[^"\\\x00-\x1f]{0,100}")'
-CANONICAL = re.compile(
-    rb'\{"cdc_id":[1-9]\d{0,18},"emp_id":-?\d{1,10},"first_name":%(text)s,"last_name":%(text)s,'
-    rb'"dob":(?:null|"\d{4}-\d\d-\d\d"),"city":%(text)s,"salary":(?:null|-?\d{1,10}),'
-    rb'"action":"(?:INSERT|UPDATE|DELETE)"\}' % {b"text": TEXT}
-)
-
-COLUMNS = ", ".join(EMPLOYEE_COLUMNS)
-# The newest record per employee, in the order of emp_id: one lock order for all consumers. The gate lets pass what is
-# newer than all that was applied; what passed with INSERT or UPDATE, a full row both, is upserted here.
-APPLY = f"""
-WITH record AS MATERIALIZED (
-    SELECT DISTINCT ON (emp_id) *
-    FROM json_to_recordset(%(records)s) AS r (
-        cdc_id bigint, emp_id int, first_name varchar(100), last_name varchar(100), dob date, city varchar(100),
-        salary int, action text)
-    ORDER BY emp_id, cdc_id DESC
-), passed AS (
-    INSERT INTO cdc_applied AS applied (emp_id, cdc_id) SELECT emp_id, cdc_id FROM record
-    ON CONFLICT (emp_id) DO UPDATE SET cdc_id = excluded.cdc_id WHERE applied.cdc_id < excluded.cdc_id
-    RETURNING emp_id
-), upserted AS (
-    INSERT INTO employees ({COLUMNS}) SELECT {COLUMNS} FROM record JOIN passed USING (emp_id) WHERE action <> 'DELETE'
-    ON CONFLICT (emp_id) DO UPDATE
-    SET {", ".join(f"{column} = excluded.{column}" for column in EMPLOYEE_COLUMNS[1:])}
-)
-SELECT count(*), array_agg(emp_id) FILTER (WHERE action = 'DELETE') FROM record JOIN passed USING (emp_id)
-"""
-# A statement of its own, so that its snapshot is taken after the gate's locks are held: inside APPLY, a DELETE that
-# waited for another consumer's INSERT would not see the row it must delete.
-DELETE = "DELETE FROM employees WHERE emp_id = ANY (%(deleted)s)"
-
-# Errors of the data; every other error of PostgreSQL is an outage, to be waited out.
-DATA_ERRORS = (
-    psycopg2.DataError,
-    psycopg2.IntegrityError,
-    psycopg2.errors.RaiseException,
-    psycopg2.errors.WithCheckOptionViolation,
-)
+DEAD_LETTER_SETTINGS = {
+    "enable.idempotence": True,
+    "message.timeout.ms": 0,
+    "message.max.bytes": 1_000_000_000,  # the broker decides
+}
 
 
 def next_batch(consumer: Consumer) -> list[Message]:
@@ -94,53 +56,27 @@ def next_batch(consumer: Consumer) -> list[Message]:
     return [] if first is None else [first, *consumer.consume(BATCH - 1, 0)]
 
 
-def validated(message: Message) -> bytes:
-    """Return the message's record as JSON in the producer's shape. Raises ValueError if it is none."""
-    value = message.value()
-    if value is not None and CANONICAL.fullmatch(value):
-        return value
-    return CDCRecord.from_json(value).to_json().encode()
-
-
-def apply(destination: Connection, records: list[bytes]) -> int:
-    """Apply records in one transaction; returns how many employees changed. The rest was stale or superseded.
-
-    Raises one of DATA_ERRORS, or UnicodeDecodeError or ValueError (a NUL), for data that PostgreSQL refuses.
-    """
-    array = (b"[" + b",".join(records) + b"]").decode()
-    # One round trip, two when something is deleted. BEGIN and COMMIT only then: a single statement is a transaction.
-    deletes = any(b'"action":"DELETE"' in record for record in records)
-    with destination.cursor() as cursor:
-        try:
-            cursor.execute(("BEGIN;" if deletes else "") + APPLY, {"records": array})
-            ((applied, deleted),) = cursor.fetchall()
-            if deletes:
-                cursor.execute(f"{DELETE}; COMMIT" if deleted else "COMMIT", {"deleted": deleted})
-        except DATA_ERRORS:
-            if deletes:
-                cursor.execute("ROLLBACK")
-            raise
-    return int(applied)
-
-
 def apply_or_bury(destination: Connection, messages: list[Message], graves: Graves) -> int:
-    """Apply messages; what PostgreSQL refuses for its data is halved until the bad ones stand alone, and those go to
-    the dead-letter topic. Returns how many employees changed."""
-    records, good = [], []
+    """Apply messages; what is no record goes to the dead-letter topic. Returns how many employees changed."""
+    records: list[tuple[Message, Elements]] = []
     for message in messages:
         try:
-            records.append(validated(message))
-            good.append(message)
+            records.append((message, elements(message.value())))
         except ValueError as error:
             graves.bury(message, str(error))
+    return apply_halved(destination, records, graves) if records else 0
+
+
+def apply_halved(destination: Connection, records: list[tuple[Message, Elements]], graves: Graves) -> int:
+    """Apply records; where PostgreSQL refuses them for their data, halve them until the bad ones stand alone."""
     try:
-        return apply(destination, records) if records else 0
-    except (*DATA_ERRORS, ValueError) as error:  # UnicodeDecodeError is a ValueError
-        if len(good) == 1:
-            graves.bury(good[0], first_line(error))
+        return apply(destination, [record for _, record in records])
+    except DATA_ERRORS as error:
+        if len(records) == 1:
+            graves.bury(records[0][0], first_line(error))
             return 0
-    middle = len(good) // 2
-    return sum(apply_or_bury(destination, half, graves) for half in (good[:middle], good[middle:]))
+    middle = len(records) // 2
+    return sum(apply_halved(destination, half, graves) for half in (records[:middle], records[middle:]))
 
 
 @dataclass
@@ -150,6 +86,7 @@ class Graves:
     kafka: Kafka
     stop: cli.Stop
     producer: Producer | None = None
+    buried: set[tuple[int | None, int | None]] = field(default_factory=set)  # of the batch: partition, offset
 
     def bury(self, message: Message, error: str) -> None:
         """Send a message to the dead-letter topic, with its origin and the error, and wait until it is acknowledged.
@@ -158,6 +95,9 @@ class Graves:
         """
         if self.producer is None:
             self.producer = kafka_client(Producer, DEAD_LETTER_SETTINGS, self.kafka)
+        place = (message.partition(), message.offset())
+        if place in self.buried:  # at an earlier try of the same batch
+            return
         origin = {"topic": message.topic(), "partition": message.partition(), "offset": message.offset()}
         failures: list[KafkaError] = []
         self.producer.produce(
@@ -173,6 +113,7 @@ class Graves:
         if failures:
             self.producer = None
             raise KafkaException(failures[0])
+        self.buried.add(place)
         log.error("message at partition %s offset %s → dead letter: %s", message.partition(), message.offset(), error)
 
 
@@ -186,6 +127,20 @@ class Destination:
 
     outage: Outage
     connection: Connection | None = None
+    events: list[Message] = field(default_factory=list)  # that came while it was away
+
+    def connect(self) -> Connection:
+        if self.connection is None:
+            self.connection = connect("destination", config.DESTINATION_DATABASE_URL, SESSION)
+            self.outage.reached = True
+        return self.connection
+
+    def look(self) -> None:
+        """Connect early, so that a wrong setting is told at the start and not with the first message."""
+        try:
+            self.connect()
+        except psycopg2.Error as error:
+            self.outage.wait_for("destination", config.DESTINATION_DATABASE_URL, error)
 
     def apply(self, consumer: Consumer, messages: list[Message], graves: Graves) -> int:
         """Apply messages, however long the destination is away. Returns how many employees changed.
@@ -193,45 +148,38 @@ class Destination:
         The partitions are paused and the consumer polled meanwhile, so that its group keeps it. Raises Stopped if a
         stop is requested before the messages are applied.
         """
+        paused = False
         while True:
             try:
-                if self.connection is None:
-                    self.connection = connect("destination", config.DESTINATION_DATABASE_URL)
-                changed = apply_or_bury(self.connection, messages, graves)
+                changed = apply_or_bury(self.connect(), messages, graves)
                 break
             except psycopg2.Error as error:
                 self.close()
-                self.outage.wait_for(
-                    "destination",
-                    config.DESTINATION_DATABASE_URL,
-                    error,
-                    lambda seconds: poll_paused(consumer, seconds, messages),
-                )
+                what = explain("destination", config.DESTINATION_DATABASE_URL, error)
             except KafkaException as error:
-                self.outage.wait(
-                    f"topic {config.DEAD_LETTER_TOPIC}: {error.args[0].str()}; if it is missing, run python admin.py",
-                    lambda seconds: poll_paused(consumer, seconds, messages),
-                )
+                topic = config.DEAD_LETTER_TOPIC
+                what = f"topic {topic}: {error.args[0].str()}; if it is missing, run python admin.py"
+            paused = True
+            self.outage.wait(what, lambda seconds: self.poll_paused(consumer, seconds, messages))
             if self.outage.stop.requested:
                 raise Stopped
-        if self.outage.said:
+        if paused:
             consumer.resume(consumer.assignment())
         self.outage.over()
         return changed
+
+    def poll_paused(self, consumer: Consumer, seconds: float, messages: list[Message]) -> None:
+        """Stay a member of the group for so many seconds without reading on. Partitions that the group hands us
+        meanwhile may give a message before they are paused too: it joins messages."""
+        consumer.pause(consumer.assignment())
+        message = consumer.poll(seconds)
+        if message is not None:
+            (messages if message.error() is None else self.events).append(message)
 
     def close(self) -> None:
         if self.connection is not None:
             self.connection.close()
             self.connection = None
-
-
-def poll_paused(consumer: Consumer, seconds: float, messages: list[Message]) -> None:
-    """Stay a member of the group for so many seconds without reading on. Partitions that the group hands us meanwhile
-    may give a message before they are paused too: it joins messages."""
-    consumer.pause(consumer.assignment())
-    message = consumer.poll(seconds)
-    if message is not None and message.error() is None:
-        messages.append(message)
 
 
 def commit(consumer: Consumer, messages: list[Message], wait: bool = False) -> None:
@@ -251,6 +199,8 @@ def from_the_first(consumer: Consumer, event: Message) -> None:
     """Read a partition from its first message, as there is no committed offset or no message at it. Never in silence:
     messages that retention removed unread are lost to us."""
     partition = TopicPartition(event.topic() or "", event.partition() or 0)
+    if partition not in consumer.assignment():  # given up meanwhile
+        return
     try:
         low, high = consumer.get_watermark_offsets(partition, timeout=5)
         (committed,) = consumer.committed([partition], timeout=5)
@@ -287,8 +237,8 @@ def handle(event: Message, consumer: Consumer, drained: set[int], topic: Outage)
     elif error.code() == KafkaError._AUTO_OFFSET_RESET:
         from_the_first(consumer, event)
     elif error.code() == KafkaError.UNKNOWN_TOPIC_OR_PART:
-        topic.say(f"topic {config.KAFKA_TOPIC} does not exist; run python admin.py")
-    elif error.fatal():  # another consumer took our KAFKA_GROUP_INSTANCE_ID
+        topic.say(f"topic {config.KAFKA_TOPIC}: it does not exist; run python admin.py")
+    elif error.fatal() or error.code() == KafkaError._FATAL:  # another consumer took our KAFKA_GROUP_INSTANCE_ID
         cli.fail(f"Kafka: {error.str()}")
     else:
         log.debug("Kafka: %s", error.str())
@@ -297,35 +247,40 @@ def handle(event: Message, consumer: Consumer, drained: set[int], topic: Outage)
 def consume(consumer: Consumer, kafka: Kafka, stop: cli.Stop, once: bool) -> None:
     """Apply batches until a stop is requested, or with once until all assigned partitions are read to their end."""
     report = cli.Report(log, "applied")
-    destination, graves, topic = (
-        Destination(Outage(stop, 60 if once else float("inf"))),
-        Graves(kafka, stop),
-        Outage(stop),
-    )
+    destination = Destination(Outage(stop, give_up_after=GIVE_UP if once else float("inf")))
+    graves, topic = Graves(kafka, stop), Outage(stop)
     drained: set[int] = set()
     applied: list[Message] = []
+    progress = time.monotonic()
+    destination.look()
     try:
         while not stop.requested:
-            batch = next_batch(consumer)
-            started = time.monotonic()
-            messages = [message for message in batch if message.error() is None]
-            for event in batch:
-                if event.error() is not None:
-                    handle(event, consumer, drained, topic)
+            messages = []
+            for message in [*destination.events, *next_batch(consumer)]:
+                if message.error() is None:
+                    messages.append(message)
+                    drained.discard(message.partition() or 0)
+                else:
+                    handle(message, consumer, drained, topic)
+            destination.events.clear()
             if messages:
+                started = time.monotonic()
                 kafka.answered()
                 topic.over()
-                drained -= {message.partition() for message in messages}
+                graves.buried.clear()
                 changed = destination.apply(consumer, messages, graves)
                 commit(consumer, messages)
                 applied = messages
-                tell(report, messages, changed, started, consumer)
+                tell(report, messages, graves, changed, started, consumer)
+                progress = time.monotonic()
                 continue
             report.idle()
             if kafka.away:
                 kafka.ask(consumer)
             if once and drained >= {partition.partition for partition in consumer.assignment()} != set():
                 break
+            if once and time.monotonic() - progress > GIVE_UP:
+                cli.fail(f"topic {config.KAFKA_TOPIC} was not read to its end; gave up after {GIVE_UP:.0f} s")
         if not kafka.away:  # it would wait for Kafka without end
             commit(consumer, applied, wait=True)
     except Stopped:
@@ -335,10 +290,13 @@ def consume(consumer: Consumer, kafka: Kafka, stop: cli.Stop, once: bool) -> Non
         destination.close()
 
 
-def tell(report: cli.Report, messages: list[Message], changed: int, started: float, consumer: Consumer) -> None:
+def tell(
+    report: cli.Report, messages: list[Message], graves: Graves, changed: int, started: float, consumer: Consumer
+) -> None:
     def names() -> list[str]:
         outcome = "applied" if changed else "already applied"
-        return [f"{name} → {outcome}, offset {offset}" for name, offset in (named(m.value()) for m in messages)]
+        told = [m for m in messages if (m.partition(), m.offset()) not in graves.buried]
+        return [f"{name} → {outcome}, offset {offset}" for name, offset in (named(m.value()) for m in told)]
 
     def left() -> int:
         ends = 0
@@ -361,9 +319,10 @@ def main() -> None:
     kafka = Kafka()
     try:
         consumer = kafka_client(Consumer, {**KAFKA_SETTINGS, "enable.partition.eof": arguments.once}, kafka)
-        with closing(consumer):
-            consumer.subscribe([config.KAFKA_TOPIC], on_assign=on_assign, on_revoke=on_revoke)
-            consume(consumer, kafka, stop, arguments.once)
+        consumer.subscribe([config.KAFKA_TOPIC], on_assign=on_assign, on_revoke=on_revoke)
+        consume(consumer, kafka, stop, arguments.once)
+        if not kafka.away:  # it would wait for Kafka without end
+            consumer.close()
     except WrongSetting as error:
         cli.fail(str(error), cli.WRONG_USE)
 
@@ -372,7 +331,8 @@ def on_assign(_: Consumer, partitions: list[TopicPartition]) -> None:
     log.info("partitions assigned: %s", numbers(partitions))
 
 
-def on_revoke(_: Consumer, partitions: list[TopicPartition]) -> None:
+def on_revoke(consumer: Consumer, partitions: list[TopicPartition]) -> None:
+    consumer.resume(partitions)  # a partition paused in an outage would still be paused when it comes back
     log.info("partitions given up: %s", numbers(partitions))
 
 

@@ -16,7 +16,6 @@ from psycopg2.extensions import connection as Connection
 import cli
 import config
 from connection import connect_within, explain, first_line
-from employee import EMPLOYEE_COLUMNS
 
 SQL = Path(__file__).with_name("sql")
 WAIT = 60  # seconds for a server to come up
@@ -25,8 +24,17 @@ IDENTITY = """
 SELECT system_identifier, (SELECT oid FROM pg_database WHERE datname = current_database()) FROM pg_control_system()
 """
 COLUMNS = """
-SELECT attname FROM pg_attribute WHERE attrelid = to_regclass('employees') AND attnum > 0 AND NOT attisdropped
+SELECT attname, format_type(atttypid, atttypmod) FROM pg_attribute
+WHERE attrelid = to_regclass('employees') AND attnum > 0 AND NOT attisdropped
 """
+TYPES = {
+    "emp_id": "integer",
+    "first_name": "character varying(100)",
+    "last_name": "character varying(100)",
+    "dob": "date",
+    "city": "character varying(100)",
+    "salary": "integer",
+}
 KEY = """
 SELECT array_agg(attname::text) FROM pg_index JOIN pg_attribute ON attrelid = indrelid AND attnum = ANY (indkey)
 WHERE indrelid = to_regclass('employees') AND indisprimary AND indimmediate
@@ -37,11 +45,14 @@ def check_employees(connection: Connection, name: str) -> None:
     """Exit with one line if a table `employees` is there that the triggers or the consumer cannot work with."""
     with connection.cursor() as cursor:
         cursor.execute(COLUMNS)
-        columns = {column for (column,) in cursor.fetchall()}
+        columns = dict(cursor.fetchall())
         if not columns:
             return
-        if missing := [column for column in EMPLOYEE_COLUMNS if column not in columns]:
-            cli.fail(f"{name}: the table employees that is there has no column {', '.join(missing)}; add or rename it")
+        for column, wanted in TYPES.items():
+            if column not in columns:
+                cli.fail(f"{name}: the table employees that is there has no column {column}; add or rename it")
+            if columns[column] != wanted:
+                cli.fail(f"{name}: employees.{column} that is there is {columns[column]}; it must be {wanted}")
         cursor.execute(KEY)
         if cursor.fetchone() != (["emp_id"],):
             cli.fail(f"{name}: the table employees that is there needs PRIMARY KEY (emp_id), not deferrable")
@@ -49,7 +60,6 @@ def check_employees(connection: Connection, name: str) -> None:
 
 def set_up(connection: Connection, name: str) -> None:
     """Run sql/<name>.sql, one transaction of its own, and print what it says."""
-    check_employees(connection, name)
     with connection.cursor() as cursor:
         cursor.execute((SQL / f"{name}.sql").read_text(encoding="utf-8"))
     for notice in connection.notices:
@@ -66,6 +76,7 @@ def main() -> None:
         with closing(connect_within(name, url, WAIT, stop)) as connection, connection.cursor() as cursor:
             cursor.execute(IDENTITY)
             identities.add(cursor.fetchone())
+            check_employees(connection, name)
     if len(identities) == 1:
         cli.fail("source and destination are the same database; a change would go round for ever", cli.WRONG_USE)
     for name, url in databases.items():

@@ -12,7 +12,7 @@ INT4 = (-(2**31), 2**31 - 1)
 OFFSET = (1, 2**63 - 1)
 MAX_LENGTH = 100
 
-_DATE = re.compile(r"(\d{4,7})-(\d\d)-(\d\d)( BC)?", re.ASCII)
+_DATE = re.compile(r"(\d{4}|[1-9]\d{4,6})-(\d\d)-(\d\d)( BC)?", re.ASCII)
 _DAYS = (31, 29, 31, 30, 31, 30, 31, 31, 30, 31, 30, 31)
 
 
@@ -145,5 +145,8 @@ def _is_date(text: Any) -> bool:
 
 
 def _shown(value: Any) -> str:
-    text = ascii(value)
+    try:
+        text = ascii(value)
+    except RecursionError:  # json reads a little deeper than Python writes
+        return "nested too deeply"
     return text if len(text) <= 40 else text[:37] + "..."

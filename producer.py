@@ -8,13 +8,11 @@ A second producer beside an active one stands by and takes over when the first o
 
 from __future__ import annotations
 
-import itertools
 import logging
 import select
 import time
 from contextlib import closing
-from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 import psycopg2
 from confluent_kafka import Consumer, KafkaError, KafkaException, Producer, TopicPartition
@@ -23,7 +21,21 @@ from psycopg2.extensions import connection as Connection
 import cli
 import config
 from connection import Kafka, Outage, WrongSetting, connect, kafka_client
-from employee import CDC_COLUMNS, named
+from emp_cdc import (
+    LEFT,
+    Change,
+    Position,
+    PositionLost,
+    Pruner,
+    SetUpMissing,
+    check_sequence,
+    late_pages,
+    load_position,
+    prepare,
+    read_page,
+    save,
+)
+from employee import named
 
 log = logging.getLogger("producer")
 
@@ -47,105 +59,6 @@ KAFKA_SETTINGS = {
     "socket.nagle.disable": True,
 }
 
-COLUMNS = ", ".join(CDC_COLUMNS)
-
-# $1 last_offset, $2 snapshot, $3 page size. Late rows are those of transactions that the snapshot did not show: still
-# running then (xip) but not now, or begun later (from xmax on).
-ENDED_SINCE = "ARRAY (SELECT pg_snapshot_xip($2) EXCEPT SELECT pg_snapshot_xip(pg_current_snapshot()))"
-RUNNING_THEN = f"txid = ANY ({ENDED_SINCE}) AND cdc_id + 0 <= $1"
-BEGUN_LATER = "txid >= pg_snapshot_xmax($2) AND cdc_id + 0 <= $1"
-LATE = f"FROM emp_cdc WHERE ({RUNNING_THEN} OR {BEGUN_LATER})"
-
-# Prepared once, and always run by the generic plan: three index scans whatever the statistics say. That is what
-# `ORDER BY txid`, `cdc_id + 0` and enable_seqscan are for: a plan that reads the whole log would be costed lower where
-# the LIMIT promises an early end, and it never comes, as late rows are rare.
-PREPARE = f"""
-SET synchronous_commit = off;  -- a position lost in a crash only publishes its page again
-SET enable_seqscan = off;
-SET plan_cache_mode = force_generic_plan;
-LISTEN emp_cdc;
-PREPARE poll (bigint, pg_snapshot, bigint) AS
-SELECT cdc_id, emp_id::text, row_to_json(change)::text, now.snapshot
-FROM (SELECT pg_current_snapshot()::text AS snapshot) AS now LEFT JOIN
-     ((SELECT {COLUMNS} FROM emp_cdc WHERE {RUNNING_THEN} ORDER BY txid LIMIT $3 + 1)
-      UNION ALL
-      (SELECT {COLUMNS} FROM emp_cdc WHERE {BEGUN_LATER} ORDER BY txid LIMIT $3 + 1)
-      UNION ALL
-      (SELECT {COLUMNS} FROM emp_cdc WHERE cdc_id > $1 ORDER BY cdc_id LIMIT $3)) AS change ON true
-ORDER BY cdc_id
-"""
-POLL = "EXECUTE poll (%(last_offset)s, %(snapshot)s, %(page_size)s)"
-
-# The late rows when they are more than a page: a cursor reads one snapshot to its end in bounded pages.
-LATE_CURSOR = f"""
-BEGIN ISOLATION LEVEL REPEATABLE READ;
-DECLARE late NO SCROLL CURSOR FOR
-SELECT cdc_id, emp_id::text, row_to_json(change)::text, (SELECT pg_current_snapshot()::text)
-FROM (SELECT {COLUMNS} {LATE}) AS change ORDER BY cdc_id
-""".replace("$1", "%(last_offset)s").replace("$2", "%(snapshot)s::pg_snapshot")
-LATE_PAGE = "FETCH FORWARD %(page_size)s FROM late"
-
-SAVE = """
-UPDATE cdc_position SET last_offset = %(last_offset)s, snapshot = %(snapshot)s, saved_at = clock_timestamp()
-WHERE last_offset = %(was_offset)s
-"""
-LOAD = """
-SELECT last_offset, snapshot::text,
-       c.system_identifier <> p.system_identifier
-       OR pg_snapshot_xmax(snapshot) > pg_snapshot_xmax(pg_current_snapshot())
-FROM cdc_position AS p, pg_control_system() AS c
-"""
-# The log came here by dump and restore: its txids, and the saved snapshot, count another server's transactions. With
-# the lock held, all that is in the table is committed. What the saved snapshot calls late gets this transaction's
-# txid, a floor that the new snapshot does not show; the rest that could look late ever after gets a frozen one.
-REBASE = """
-BEGIN;
-LOCK TABLE emp_cdc IN SHARE ROW EXCLUSIVE MODE;
-UPDATE emp_cdc SET txid = CASE WHEN late THEN pg_current_xact_id() ELSE '3' END
-FROM (SELECT change.cdc_id, NOT pg_visible_in_snapshot(txid, snapshot) AND change.cdc_id <= last_offset AS late
-      FROM emp_cdc AS change, cdc_position) AS restored
-WHERE emp_cdc.cdc_id = restored.cdc_id AND (late OR txid >= pg_current_xact_id());
-UPDATE cdc_position SET system_identifier = (SELECT system_identifier FROM pg_control_system()),
-    snapshot = format('%1$s:%1$s:', pg_current_xact_id())::pg_snapshot;
-COMMIT
-"""
-
-SEQUENCE = "SELECT last_value FROM emp_cdc_cdc_id_seq"
-LEFT = "SELECT coalesce(max(cdc_id), 0) - %(last_offset)s FROM emp_cdc"
-PRUNE = """
-WITH oldest AS (
-    SELECT cdc_id, txid, changed_at FROM emp_cdc
-    WHERE cdc_id > %(pruned)s AND cdc_id <= %(last_offset)s ORDER BY cdc_id LIMIT 1000
-), gone AS (
-    DELETE FROM emp_cdc USING oldest
-    WHERE emp_cdc.cdc_id = oldest.cdc_id AND oldest.changed_at < now() - %(retention)s::interval
-      AND pg_visible_in_snapshot(oldest.txid, %(snapshot)s)
-    RETURNING emp_cdc.cdc_id
-)
-SELECT count(*), max(cdc_id) FROM gone
-"""
-
-
-class Change(NamedTuple):
-    """A row of the log as it is published: key and value of its message, and the snapshot of the poll that read it."""
-
-    cdc_id: int
-    key: str
-    value: str
-    snapshot: str
-
-
-@dataclass(frozen=True)
-class Position:
-    """Every row with cdc_id <= last_offset that is visible in snapshot has been published."""
-
-    last_offset: int
-    snapshot: str
-
-
-class PositionLost(Exception):
-    """The position in the source is not the one we saved: someone moved it, or a backup was restored."""
-
 
 class NotPublished(Exception):
     """Kafka refused some of a page for good; the position stays before it."""
@@ -157,44 +70,38 @@ class Stopped(Exception):
 
 def run_once(
     source: Connection, producer: Producer, position: Position, stop: cli.Stop, page_size: int = PAGE
-) -> tuple[Position, list[Change]]:
-    """Publish one page and save the position behind it. Returns the new position and the page, empty when drained."""
-    with source.cursor() as cursor:
-        cursor.execute(
-            POLL, {"last_offset": position.last_offset, "snapshot": position.snapshot, "page_size": page_size}
-        )
-        page = [Change._make(row) for row in cursor.fetchall()]
-    snapshot = page[0].snapshot
-    if page[0].cdc_id is None:  # nothing but the snapshot: the position moves there, and need not be saved
-        return Position(position.last_offset, snapshot), []
-    if page_size < len(page) and page[page_size].cdc_id <= position.last_offset:
+) -> tuple[Position, list[Change], int]:
+    """Publish one page and save the position behind it.
+
+    Returns the new position, the page, and how many changes were published, 0 when the log is drained. Where those are
+    more than the page, they were late rows in several pages, and the page is the last one.
+    """
+    page, snapshot = read_page(source, position, page_size)
+    if not page:  # the position's snapshot moves on, and need not be saved: nothing was published
+        return Position(position.last_offset, snapshot), page, 0
+    if len(page) > page_size and page[page_size].cdc_id <= position.last_offset:
         return publish_late(source, producer, position, stop, page_size)
     publish(producer, page, stop)
     # A crash here publishes the page again; the consumer's gate drops what it has already applied.
-    return save(source, position, Position(max(position.last_offset, page[-1].cdc_id), snapshot)), page
+    after = Position(max(position.last_offset, page[-1].cdc_id), snapshot)
+    return save(source, position, after), page, len(page)
 
 
 def publish_late(
     source: Connection, producer: Producer, position: Position, stop: cli.Stop, page_size: int
-) -> tuple[Position, list[Change]]:
-    """Publish all late rows of one snapshot, page by page, and move the position's snapshot there.
+) -> tuple[Position, list[Change], int]:
+    """Publish all late rows of one snapshot, page by page, and move the position's snapshot there. Returns as run_once.
 
     Nothing beyond the offset is published meanwhile: it may hold newer changes of the same employees. The position is
     saved at the end only; a crash before that publishes the late rows again.
     """
     page: list[Change] = []
-    with source.cursor() as cursor:
-        cursor.execute(LATE_CURSOR, {"last_offset": position.last_offset, "snapshot": position.snapshot})
-        for number in itertools.count():
-            cursor.execute(LATE_PAGE, {"page_size": page_size})
-            following = [Change._make(row) for row in cursor.fetchall()]
-            if not following:
-                break
-            page = following
-            publish(producer, page, stop)
-            log.debug("late page %d published", number)
-        cursor.execute("COMMIT")
-    return save(source, position, Position(position.last_offset, page[0].snapshot)), page
+    snapshot, count = position.snapshot, 0
+    for page, snapshot in late_pages(source, position, page_size):  # noqa: B007
+        publish(producer, page, stop)
+        give_up_if(stop)
+        count += len(page)
+    return save(source, position, Position(position.last_offset, snapshot)), page, count
 
 
 def publish(producer: Producer, page: list[Change], stop: cli.Stop) -> None:
@@ -229,51 +136,6 @@ def refused(error: KafkaError | None, failures: list[KafkaError]) -> None:
 def give_up_if(stop: cli.Stop) -> None:
     if stop.requested:
         raise Stopped
-
-
-def save(source: Connection, was: Position, position: Position) -> Position:
-    """Save the position, but only over the one it follows. Raises PositionLost if that is not there."""
-    values = {
-        "last_offset": position.last_offset,
-        "snapshot": position.snapshot,
-        "was_offset": was.last_offset,
-    }
-    with source.cursor() as cursor:
-        cursor.execute(SAVE, values)
-        if cursor.rowcount != 1:
-            raise PositionLost("the position in the source was moved by someone else; reading it again")
-    return position
-
-
-def load_position(source: Connection) -> Position:
-    """Return where to go on. If the log was restored from another server's dump, rebase it first."""
-    with source.cursor() as cursor:
-        cursor.execute(LOAD)
-        row = cursor.fetchone()
-        if row is None:
-            raise psycopg2.errors.UndefinedTable("cdc_position is empty")
-        last_offset, snapshot, restored = row
-        if restored:
-            cursor.execute(REBASE)
-            log.warning("the log was restored from another server: position rebased, nothing is lost; going on")
-            return load_position(source)
-    return Position(last_offset, snapshot)
-
-
-def check_sequence(source: Connection, seen: int) -> None:
-    """Move the log's sequence past the newest offset seen, if it went back in time (a restored backup, a fail-over
-    that lost commits, TRUNCATE emp_cdc RESTART IDENTITY): lower offsets would look stale at the destination."""
-    with source.cursor() as cursor:
-        cursor.execute(SEQUENCE)
-        ((last_value,),) = cursor.fetchall()
-        if last_value < seen:
-            cursor.execute("SELECT setval('emp_cdc_cdc_id_seq', %(seen)s)", {"seen": seen})
-            log.error(
-                "THE SOURCE WENT BACK IN TIME: its log is at offset %s, offset %s has been published. New changes "
-                "go on from there; run python verify.py --repair for those in between",
-                f"{last_value:,}",
-                f"{seen:,}",
-            )
 
 
 def newest_published(kafka: Kafka, stop: cli.Stop) -> int:
@@ -333,7 +195,9 @@ def wait_for_change(source: Connection, stop: cli.Stop, until: float) -> None:
     source.notifies.clear()
 
 
-def stream(source: Connection, producer: Producer, position: Position, stop: cli.Stop, once: bool) -> None:
+def stream(
+    source: Connection, producer: Producer, position: Position, kafka: Kafka, stop: cli.Stop, once: bool
+) -> None:
     """Publish until a stop is requested, or with once until the log is drained.
 
     Falling asleep: a writer that tried the lock ASLEEP before we hold it, saw us awake, and did not notify, keeps us
@@ -341,27 +205,27 @@ def stream(source: Connection, producer: Producer, position: Position, stop: cli
     notifies. No change can fall between.
     """
     report = cli.Report(log, "published")
-    housekeeper = Housekeeper(source)
+    pruner, due = Pruner(source), 0.0
     asleep, restless = False, 0
     while not stop.requested:
         started = time.monotonic()
-        position, page = run_once(source, producer, position, stop)
+        position, page, count = run_once(source, producer, position, stop)
         took = time.monotonic() - started
+        if count < PAGE and time.monotonic() >= due:
+            due = time.monotonic() + housekeep(source, pruner, position)
         if page:
-            tell(report, source, position, page, started)
+            kafka.answered()
+            tell(report, source, position, page, count, started)
             if asleep:
                 wake_up(source)
             asleep, restless = False, 0
-            if NEARLY_EMPTY < len(page) < PAGE:
+            if NEARLY_EMPTY < count < PAGE:
                 stop.sleep(PAUSE)
-            if len(page) < PAGE:
-                housekeeper.run(position)
         elif once:
             break
         elif asleep:
             report.idle()
-            housekeeper.run(position)
-            wait_for_change(source, stop, until=housekeeper.next_look)
+            wait_for_change(source, stop, until=due)
         elif try_lock(source, ASLEEP):
             asleep = True
         else:  # somebody who saw us awake has yet to commit; a poll wades through all that a large one has logged
@@ -370,7 +234,17 @@ def stream(source: Connection, producer: Producer, position: Position, stop: cli
     report.end()
 
 
-def tell(report: cli.Report, source: Connection, position: Position, page: list[Change], started: float) -> None:
+def housekeep(source: Connection, pruner: Pruner, position: Position) -> float:
+    """Prune a batch, or when there is none watch the sequence. Returns in how many seconds to come again."""
+    if pruner.prune(position):
+        return PRUNE_PAUSE
+    check_sequence(source, position.last_offset)
+    return HOUSEKEEPING
+
+
+def tell(
+    report: cli.Report, source: Connection, position: Position, page: list[Change], count: int, started: float
+) -> None:
     def names() -> list[str]:
         return [f"{name} → published, offset {offset}" for name, offset in (named(change.value) for change in page)]
 
@@ -379,56 +253,26 @@ def tell(report: cli.Report, source: Connection, position: Position, page: list[
             cursor.execute(LEFT, {"last_offset": position.last_offset})
             return int(cursor.fetchall()[0][0])
 
-    report.batch(len(page), page[-1].cdc_id, started, names, left if len(page) >= PAGE else None)
-
-
-@dataclass
-class Housekeeper:
-    """Prunes published rows once they are older than RETENTION, in small batches so that writers hardly notice, and
-    watches the sequence."""
-
-    source: Connection
-    pruned: int = 0
-    next_look: float = 0.0
-
-    def run(self, position: Position) -> None:
-        """Prune one batch, if it is time for one."""
-        if time.monotonic() < self.next_look:
-            return
-        values = {
-            "pruned": self.pruned,
-            "last_offset": position.last_offset,
-            "snapshot": position.snapshot,
-            "retention": config.RETENTION,
-        }
-        with self.source.cursor() as cursor:
-            cursor.execute(PRUNE, values)
-            ((count, newest),) = cursor.fetchall()
-        if count:
-            self.pruned = newest
-            log.debug("pruned %d rows up to offset %d", count, newest)
-            self.next_look = time.monotonic() + PRUNE_PAUSE
-        else:
-            check_sequence(self.source, position.last_offset)
-            self.next_look = time.monotonic() + HOUSEKEEPING
+    report.batch(count, page[-1].cdc_id, started, names, left if count >= PAGE else None)
 
 
 def session(kafka: Kafka, outage: Outage, stop: cli.Stop, once: bool) -> None:
     """Publish over one connection to the source until a stop is requested, or with once until the log is drained."""
     with closing(connect("source", config.SOURCE_DATABASE_URL)) as source:
-        outage.over()
+        outage.reached = True
         if once and not try_lock(source, ACTIVE):
             cli.fail("another producer is active; it publishes what is there")
         producer = kafka_client(Producer, KAFKA_SETTINGS, kafka)
         become_active(source, stop)
-        with source.cursor() as cursor:
-            cursor.execute("SELECT %(retention)s::interval", {"retention": config.RETENTION})
-            cursor.execute(PREPARE)
+        if stop.requested:
+            return
+        prepare(source)
         position = load_position(source)
         check_sequence(source, max(position.last_offset, newest_published(kafka, stop)))
+        outage.over()
         kafka.answered()
         log.info("publishing from offset %s to topic %s", f"{position.last_offset:,}", config.KAFKA_TOPIC)
-        stream(source, producer, position, stop, once)
+        stream(source, producer, position, kafka, stop, once)
 
 
 def main() -> None:
@@ -442,13 +286,12 @@ def main() -> None:
         try:
             session(kafka, outage, stop, arguments.once)
             break
-        except psycopg2.errors.InvalidDatetimeFormat:
-            cli.fail(f"RETENTION is {config.RETENTION!r}: give a PostgreSQL interval, such as '7 days'", cli.WRONG_USE)
         except psycopg2.Error as error:
             outage.wait_for("source", config.SOURCE_DATABASE_URL, error)
         except KafkaException as error:
-            outage.wait(f"Kafka: {error.args[0].str()}")
-        except (PositionLost, NotPublished) as error:
+            advice = "; run python admin.py" if error.args[0].code() == KafkaError.UNKNOWN_TOPIC_OR_PART else ""
+            outage.wait(f"topic {config.KAFKA_TOPIC}: {error.args[0].str()}{advice}")
+        except (SetUpMissing, PositionLost, NotPublished) as error:
             outage.wait(str(error))
         except WrongSetting as error:
             cli.fail(str(error), cli.WRONG_USE)

@@ -23,6 +23,7 @@ from connection import connect_within, explain
 from employee import EMPLOYEE_COLUMNS
 
 WAIT = 15.0  # seconds for a change to arrive, the first one through scripts that are still starting
+SETTLE = 5.0  # seconds for the changes of others to arrive before the last comparison counts
 SHOWN = 10  # rows of each table
 
 COLUMNS = ", ".join(EMPLOYEE_COLUMNS)
@@ -61,11 +62,13 @@ def change(source: Connection, step: str, emp_id: int) -> int:
         return int(cursor.fetchall()[0][0])
 
 
-def arrived(source: Connection, destination: Connection, emp_id: int) -> bool:
+def arrived(source: Connection, destination: Connection, emp_id: int, stop: cli.Stop) -> bool:
     """Wait until the destination shows the employee as the source does; False if it takes too long."""
     end = time.monotonic() + WAIT
     expected = employee(source, emp_id)
     while employee(destination, emp_id) != expected:
+        if stop.requested:
+            cli.fail("stopped")
         if time.monotonic() > end:
             return False
         time.sleep(0.001)
@@ -101,7 +104,7 @@ def text(row: Row | None) -> str:
 
 def differing(source: Connection, destination: Connection) -> int:
     """Return how many employees differ, looking again while the last changes of others may be on their way."""
-    end = time.monotonic() + 5
+    end = time.monotonic() + SETTLE
     while True:
         rows = []
         for connection in (source, destination):
@@ -114,13 +117,13 @@ def differing(source: Connection, destination: Connection) -> int:
         time.sleep(0.2)
 
 
-def check(console: Console, source: Connection, destination: Connection) -> bool:
+def check(console: Console, source: Connection, destination: Connection, stop: cli.Stop) -> bool:
     """Run all steps; returns whether each arrived and both tables ended equal."""
     emp_id = 0
     for step in STEPS:
         emp_id = change(source, step, emp_id)
         started = time.monotonic()
-        if not arrived(source, destination, emp_id):
+        if not arrived(source, destination, emp_id, stop):
             console.print(f"{step} of employee {emp_id} did not arrive within {WAIT:.0f} s: {suspect(source, emp_id)}")
             return False
         console.print(f"\n{step} employee {emp_id} → arrived after {(time.monotonic() - started) * 1000:.1f} ms")
@@ -133,15 +136,17 @@ def check(console: Console, source: Connection, destination: Connection) -> bool
 def main() -> None:
     cli.start_logging(cli.parser(__doc__).parse_args().verbose)
     stop = cli.stop_on_signals()
-    console = Console(highlight=False)
+    console = Console(highlight=False, markup=False, emoji=False)  # what employees are called is text and nothing else
     with (
         closing(connect_within("source", config.SOURCE_DATABASE_URL, WAIT, stop)) as source,
         closing(connect_within("destination", config.DESTINATION_DATABASE_URL, WAIT, stop)) as destination,
     ):
         try:
-            passed = check(console, source, destination)
-        except psycopg2.errors.UndefinedTable as error:
-            cli.fail(explain("source or destination", config.SOURCE_DATABASE_URL, error))
+            passed = check(console, source, destination, stop)
+        except psycopg2.Error as error:
+            if error.cursor is not None and error.cursor.connection is destination:
+                cli.fail(explain("destination", config.DESTINATION_DATABASE_URL, error))
+            cli.fail(explain("source", config.SOURCE_DATABASE_URL, error))
     console.print("PASS" if passed else "FAIL")
     sys.exit(cli.DONE if passed else cli.FAILED)
 

@@ -6,6 +6,8 @@ BEGIN;
 SET LOCAL lock_timeout = '5s';
 SET LOCAL client_min_messages = warning;  -- "already exists, skipping" is no news
 
+DO $$ BEGIN PERFORM pg_advisory_xact_lock(6513763, 0); END $$;  -- one set-up at a time; see the wake-up for the number
+
 CREATE TABLE IF NOT EXISTS employees (
     emp_id     SERIAL PRIMARY KEY,
     first_name VARCHAR(100),
@@ -37,9 +39,15 @@ CREATE TABLE IF NOT EXISTS cdc_position (
 ) WITH (fillfactor = 10);  -- one row, updated for every page: keep the updates inside its one block
 
 -- Everything the log needs beyond the specified columns. In a block of its own so that ALTER TABLE, which locks
--- writers out, runs only where something is missing.
+-- writers out, runs only where something is missing. Then employees is locked first: writers lock in that order too.
 DO $$
 BEGIN
+    IF (SELECT count(*) FROM pg_trigger
+        WHERE tgenabled = 'A' AND (tgrelid = 'employees'::regclass AND tgname IN ('employee_cdc_trigger',
+                                                                                  'employee_cdc_truncate_trigger')
+                                   OR tgrelid = 'emp_cdc'::regclass AND tgname = 'emp_cdc_wake_trigger')) < 3 THEN
+        LOCK TABLE employees IN SHARE ROW EXCLUSIVE MODE;
+    END IF;
     IF NOT EXISTS (SELECT FROM pg_attribute
                    WHERE attrelid = 'emp_cdc'::regclass AND attname = 'cdc_id' AND atttypid = 'bigint'::regtype) THEN
         ALTER TABLE emp_cdc ALTER cdc_id TYPE BIGINT;
@@ -129,7 +137,8 @@ BEGIN
     END IF;
 
     IF captured < 2 OR NOT EXISTS (SELECT FROM cdc_position) THEN
-        LOCK TABLE employees IN SHARE ROW EXCLUSIVE MODE;  -- no writer between the triggers and the rows from before
+        -- no writer between the triggers and the rows from before: employees is locked, see above
+        LOCK TABLE employees IN SHARE ROW EXCLUSIVE MODE;
         DROP TRIGGER IF EXISTS employee_cdc_trigger ON employees;
         CREATE TRIGGER employee_cdc_trigger AFTER INSERT OR UPDATE OR DELETE ON employees
             FOR EACH ROW EXECUTE FUNCTION employee_cdc_trigger_func();

@@ -7,14 +7,14 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
-from contextlib import closing
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import psycopg2
-from confluent_kafka import Consumer, KafkaError, Message, Producer, TopicPartition
+from confluent_kafka import OFFSET_BEGINNING, Consumer, KafkaError, Message, Producer, TopicPartition
 from confluent_kafka.admin import AdminClient
 from psycopg2.extensions import connection as Connection
 
@@ -23,12 +23,29 @@ import config
 ROOT = Path(__file__).resolve().parent.parent
 ROWS = "SELECT emp_id, first_name, last_name, dob::text, city, salary FROM employees ORDER BY emp_id"
 
+# At the destination: every state that an employee has there, by the salary, which the test sets to ever higher numbers.
+WATCH = """
+CREATE TABLE seen (n BIGSERIAL, emp_id INT, cdc_id INT);
+CREATE FUNCTION watch() RETURNS trigger LANGUAGE plpgsql AS $$
+BEGIN
+    INSERT INTO seen (emp_id, cdc_id) VALUES (NEW.emp_id, NEW.salary);
+    RETURN NULL;
+END
+$$;
+CREATE TRIGGER watch AFTER INSERT OR UPDATE ON employees FOR EACH ROW EXECUTE FUNCTION watch();
+"""
+BACKWARDS = """
+SELECT count(*) FROM (SELECT cdc_id, lag(cdc_id) OVER (PARTITION BY emp_id ORDER BY n) AS before FROM seen) AS s
+WHERE before >= cdc_id
+"""
 
-def wait_until(condition: Callable[[], Any], seconds: float = 20.0, what: str = "") -> Any:
+
+def wait_until(condition: Callable[[], Any], seconds: float = 20.0, what: str | Callable[[], str] = "") -> Any:
     """Return the condition's first true value; fails the test if there is none within so many seconds."""
     end = time.monotonic() + seconds
     while not (value := condition()):
-        assert time.monotonic() < end, f"not within {seconds:.0f} s: {what or condition}"
+        if time.monotonic() > end:
+            raise AssertionError(f"not within {seconds:.0f} s: {what() if callable(what) else what or condition}")
         time.sleep(0.01)
     return value
 
@@ -50,7 +67,7 @@ class Script:
         return self.log.read_text(encoding="utf-8")
 
     def wait_for(self, text: str, seconds: float = 20.0) -> None:
-        wait_until(lambda: text in self.output(), seconds, f"{text!r} in the output:\n{self.output()}")
+        wait_until(lambda: text in self.output(), seconds, lambda: f"{text!r} in the output:\n{self.output()}")
 
     def stop(self, number: int = signal.SIGTERM, seconds: float = 20.0) -> int:
         """Send a signal and return the exit code."""
@@ -120,9 +137,17 @@ class Pipeline:
             check=False,
         )
 
+    def sabotaged(self, *lines: str) -> str:
+        """Write a script for run() and start(): these lines of Python, and then main() of the module that the first
+        line imports."""
+        driver = self.logs / f"sabotaged-{len(list(self.logs.iterdir()))}.py"
+        head = f"import os, signal, sys\nsys.path.insert(0, {str(ROOT)!r})"
+        driver.write_text("\n".join([head, *lines, f"{lines[0].split()[-1]}.main()\n"]), encoding="utf-8")
+        return str(driver)
+
     def start(self, script: str, *arguments: str, **environment: str) -> Script:
         """Start a script beside the test."""
-        log = self.logs / f"{len(self.scripts)}-{script}.log"
+        log = self.logs / f"{len(self.scripts)}-{Path(script).name}.log"
         with log.open("wb") as output:
             process = subprocess.Popen(
                 [sys.executable, str(ROOT / script), *arguments],
@@ -133,6 +158,18 @@ class Pipeline:
             )
         self.scripts.append(Script(process, log))
         return self.scripts[-1]
+
+    @contextmanager
+    def running(self, script: str, *arguments: str, **environment: str) -> Iterator[Script]:
+        """A script for a part of a test, which must then end in good order."""
+        started = self.start(script, *arguments, **environment)
+        try:
+            wait_until(started.output)  # before its first line a signal would just end it
+            yield started
+            assert started.stop() == 0, started.output()
+            assert "Traceback" not in started.output()
+        finally:
+            started.kill()
 
     def source(self) -> Connection:
         """A new autocommit connection to the source, closed at the end of the test."""
@@ -182,10 +219,10 @@ class Pipeline:
         name = topic or self.topic
         with closing(reader):
             partitions = list(reader.list_topics(name, timeout=10).topics[name].partitions)
-            reader.assign([TopicPartition(name, number, 0) for number in partitions])
+            reader.assign([TopicPartition(name, number, OFFSET_BEGINNING) for number in partitions])
             found: list[Message] = []
             while partitions:
-                for message in reader.consume(10_000, 1.0):
+                for message in reader.consume(10_000, 0.1):
                     error = message.error()
                     if error is None:
                         found.append(message)
@@ -195,6 +232,20 @@ class Pipeline:
 
     def dead_letters(self) -> list[Message]:
         return self.messages(f"{self.topic}_dlq")
+
+
+_numbers = iter(range(1_000_000))
+
+
+@contextmanager
+def made(logs: Path) -> Iterator[Pipeline]:
+    """A pipeline of empty databases and no topics, dropped at the end."""
+    pipeline = Pipeline(f"cdc_test_{os.getpid()}_{next(_numbers)}m", logs)
+    pipeline.create()
+    try:
+        yield pipeline
+    finally:
+        pipeline.drop()
 
 
 def client_settings() -> dict[str, Any]:

@@ -1,0 +1,143 @@
+"""Applying records to the destination: the newest of each employee, through the gate, in one transaction.
+
+Why it is done as it is: docs/design.md.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from dataclasses import astuple
+
+import psycopg2
+from psycopg2.extensions import connection as Connection
+
+from employee import CDC_COLUMNS, EMPLOYEE_COLUMNS, CDCRecord
+
+Elements = tuple[str, ...]
+"""A record's columns in the order of CDC_COLUMNS, each as it is written in a PostgreSQL array."""
+
+# A message in the shape that the producer gives it, and surely a CDCRecord; its groups are array elements as they are.
+# Everything else (an escape in a text, the 29th of February, more than nine digits) goes through CDCRecord itself.
+INT = r"(0|-?[1-9][0-9]{0,8})"
+TEXT = r'(null|"[^"\\\x00-\x1f]{0,100}")'
+DATE = (
+    r'(null|"(?!0000)[0-9]{4}-'
+    r'(?:(?:0[1-9]|1[0-2])-(?:0[1-9]|1[0-9]|2[0-8])|(?:0[13-9]|1[0-2])-(?:29|30)|(?:0[13578]|1[02])-31)")'
+)
+CANONICAL = re.compile(
+    rf'\{{"cdc_id":([1-9][0-9]{{0,17}}),"emp_id":{INT},"first_name":{TEXT},"last_name":{TEXT},"dob":{DATE},'
+    rf'"city":{TEXT},"salary":(null|0|-?[1-9][0-9]{{0,8}}),"action":"(INSERT|UPDATE|DELETE)"\}}'
+)
+
+COLUMNS = ", ".join(EMPLOYEE_COLUMNS)
+ARRAYS = """
+%(cdc_id)s::bigint[], %(emp_id)s::int[], %(first_name)s::text[], %(last_name)s::text[], %(dob)s::date[],
+%(city)s::text[], %(salary)s::int[], %(action)s::text[]
+"""
+# `before`: what was applied to the employee, NULL if the gate does not know it. Those are plain INSERTs, the cheapest
+# way; if another consumer inserts the same key meanwhile, or the table had it before the pipeline, the statement fails,
+# and KNOWN goes before it the second time. The others pass where theirs is the newer record: the UPDATE waits for
+# whoever else has the row, and compares again. All goes by emp_id: one lock order for all consumers.
+APPLY = f"""
+WITH record AS MATERIALIZED (
+    SELECT incoming.*, applied.cdc_id AS before
+    FROM unnest({ARRAYS}) AS incoming ({", ".join(CDC_COLUMNS)}) LEFT JOIN cdc_applied AS applied USING (emp_id)
+    ORDER BY emp_id
+), first AS (
+    INSERT INTO cdc_applied (emp_id, cdc_id) SELECT emp_id, cdc_id FROM record WHERE before IS NULL
+), newer AS (
+    UPDATE cdc_applied AS applied SET cdc_id = record.cdc_id FROM record
+    WHERE applied.emp_id = record.emp_id AND record.before < record.cdc_id AND applied.cdc_id < record.cdc_id
+    RETURNING record.*
+), inserted AS (
+    INSERT INTO employees ({COLUMNS}) SELECT {COLUMNS} FROM record WHERE before IS NULL AND action <> 'DELETE'
+), upserted AS (
+    INSERT INTO employees ({COLUMNS}) SELECT {COLUMNS} FROM newer WHERE action <> 'DELETE'
+    ON CONFLICT (emp_id) DO UPDATE
+    SET {", ".join(f"{column} = excluded.{column}" for column in EMPLOYEE_COLUMNS[1:])}
+)
+SELECT count(*), array_agg(emp_id) FILTER (WHERE action = 'DELETE')
+FROM (SELECT emp_id, action FROM record WHERE before IS NULL UNION ALL SELECT emp_id, action FROM newer) AS passed
+"""
+KNOWN = """
+INSERT INTO cdc_applied (emp_id, cdc_id) SELECT emp_id, 0 FROM unnest(%(emp_id)s::int[]) AS emp_id ORDER BY emp_id
+ON CONFLICT DO NOTHING;
+"""
+# A statement of its own, so that its snapshot is taken after the gate's locks are held: inside APPLY, a DELETE that
+# waited for another consumer's INSERT would not see the row it must delete.
+DELETE = "DELETE FROM employees WHERE emp_id = ANY (%(deleted)s)"
+
+# Each key is looked up by its index, in the order of the records, whatever the statistics of a growing table say.
+SESSION = """
+SET enable_seqscan = off; SET enable_hashjoin = off; SET enable_mergejoin = off;
+SET idle_in_transaction_session_timeout = '5s'  -- a stopped process must not keep its locks
+"""
+
+# Errors of the data; every other error of PostgreSQL is an outage, to be waited out.
+DATA_ERRORS = (
+    psycopg2.DataError,
+    psycopg2.IntegrityError,
+    psycopg2.errors.RaiseException,
+    psycopg2.errors.WithCheckOptionViolation,
+)
+
+
+def elements(value: bytes | None) -> Elements:
+    """Return the record in a message's value. Raises ValueError, in words for people, if there is none."""
+    match = CANONICAL.fullmatch(value.decode()) if value is not None else None
+    if match:
+        return match.groups()
+    return tuple(element(column) for column in astuple(CDCRecord.from_json(value)))
+
+
+def element(column: str | int | None) -> str:
+    if column is None:
+        return "null"
+    if isinstance(column, int):
+        return str(column)
+    return '"' + column.replace("\\", "\\\\").replace('"', '\\"') + '"'
+
+
+def newest(records: Iterable[Elements]) -> list[Elements]:
+    """Return the newest record of each employee."""
+    found: dict[str, Elements] = {}
+    for record in records:
+        other = found.get(record[1])
+        if other is None or int(other[0]) < int(record[0]):
+            found[record[1]] = record
+    return list(found.values())
+
+
+def arrays(records: list[Elements]) -> dict[str, str]:
+    """Return the columns of records, at least one, as PostgreSQL arrays."""
+    columns = zip(*records, strict=True)
+    return {name: "{" + ",".join(column) + "}" for name, column in zip(CDC_COLUMNS, columns, strict=True)}
+
+
+def apply(destination: Connection, records: Iterable[Elements]) -> int:
+    """Apply records in one transaction; returns how many employees changed. The rest was stale or superseded.
+
+    Raises one of DATA_ERRORS for records that the destination refuses.
+    """
+    columns = arrays(newest(records))
+    try:
+        return run(destination, APPLY, columns)
+    except psycopg2.errors.UniqueViolation:
+        return run(destination, KNOWN + APPLY, columns)
+
+
+def run(destination: Connection, statement: str, columns: dict[str, str]) -> int:
+    # One round trip, two when something is deleted. BEGIN and COMMIT only then: what is sent at once is a transaction.
+    deletes = "DELETE" in columns["action"]
+    with destination.cursor() as cursor:
+        try:
+            cursor.execute(("BEGIN;" if deletes else "") + statement, columns)
+            ((changed, deleted),) = cursor.fetchall()
+            if deletes:
+                cursor.execute(f"{DELETE}; COMMIT" if deleted else "COMMIT", {"deleted": deleted})
+        except DATA_ERRORS:
+            if deletes:
+                cursor.execute("ROLLBACK")
+            raise
+    return int(changed)

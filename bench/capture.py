@@ -1,0 +1,234 @@
+"""What capture costs the writers on the source: ours, with the producer running and stopped, beside the bare trigger.
+
+    python bench/capture.py
+    python bench/capture.py --clients 16 --seconds 3 --rounds 5
+
+pgbench changes one row per transaction; in each round every variant does the same number of transactions, one variant
+after the other (as many as the bare trigger does in --seconds). Ratios are to the bare trigger's rate of the same
+round. `none` has no capture at all, `bare` the log and trigger as first specified (bench/bare.sql), `notify` is ours
+with a NOTIFY in every transaction, and nobody listening. Then one statement inserts 100,000 rows. In the end what the
+running producer published is applied and both tables are compared.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from psycopg2.extensions import parse_dsn
+
+if not __package__:
+    sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+import cli
+from bench import measure
+from bench.measure import median, say, shown
+from tests.pipeline import ROOT, Pipeline, query, wait_until
+
+VARIANTS = ("bare", "none", "stopped", "running", "notify")  # the reference first
+ROWS = 100_000  # that are there to be updated
+STATEMENT_ROWS = 100_000
+SCRIPTS = {
+    "INSERT": """
+INSERT INTO employees (first_name, last_name, dob, city, salary)
+VALUES ('Ada', 'Lovelace', '1815-12-10', 'London', 1000);
+""",
+    "UPDATE": f"""
+\\set id random(1, {ROWS})
+UPDATE employees SET salary = salary + 1 WHERE emp_id = :id;
+""",
+}
+FILL = f"""
+INSERT INTO employees SELECT n, 'First ' || n, 'Last ' || n, DATE '1970-01-01' + n % 9999, 'City ' || n, n
+FROM generate_series(1, {ROWS}) AS n
+"""
+STATEMENT = f"""
+INSERT INTO employees (first_name, last_name, dob, city, salary)
+SELECT 'First ' || n, 'Last ' || n, DATE '1970-01-01' + n % 9999, 'City ' || n, n
+FROM generate_series(1, {STATEMENT_ROWS}) AS n
+"""
+NOTIFY_ALWAYS = """
+DROP TRIGGER emp_cdc_wake_trigger ON emp_cdc;
+CREATE TRIGGER emp_cdc_wake_trigger AFTER INSERT ON emp_cdc FOR EACH STATEMENT EXECUTE FUNCTION emp_cdc_wake_func();
+ALTER TABLE emp_cdc ENABLE ALWAYS TRIGGER emp_cdc_wake_trigger
+"""
+UNPUBLISHED = "SELECT 1 FROM cdc_position WHERE last_offset < (SELECT max(cdc_id) FROM emp_cdc)"
+
+
+@dataclass(frozen=True)
+class Case:
+    change: str  # INSERT, UPDATE, or statement
+    durable: bool
+    clients: int
+
+    def __str__(self) -> str:
+        if self.change == "statement":
+            return f"INSERT, {STATEMENT_ROWS:,} rows in one statement"
+        return (
+            f"{self.change}, {self.clients} client{'s' * (self.clients > 1)}{'' if self.durable else ', not durable'}"
+        )
+
+
+def pgbench_program() -> str:
+    """Where pgbench is: on PATH, or where Debian puts it."""
+    found = sorted(Path("/usr/lib/postgresql").glob("*/bin/pgbench"), key=lambda path: float(path.parts[-3]))
+    program = shutil.which("pgbench") or (str(found[-1]) if found else "")
+    if not program:
+        say("skipped: pgbench is not here; it comes with PostgreSQL's server package (Debian: apt install postgresql)")
+        sys.exit(cli.DONE)
+    return program
+
+
+def set_up(variant: str, stack: ExitStack) -> Pipeline:
+    """The variant's databases, with the rows to be updated on both sides."""
+    if variant in ("none", "bare"):
+        pipeline = stack.enter_context(measure.pipeline(variant))
+        query(pipeline.source(), measure.BARE if variant == "bare" else measure.EMPLOYEES)
+        query(pipeline.destination(), measure.EMPLOYEES)
+    else:
+        pipeline = stack.enter_context(measure.product(variant))
+    if variant == "notify":
+        query(pipeline.source(), NOTIFY_ALWAYS)
+    measure.add_uncaptured(pipeline, FILL)
+    query(pipeline.source(), f"SELECT setval('employees_emp_id_seq', {ROWS})")
+    if variant == "running":
+        pipeline.start("producer.py").wait_for("publishing from offset")
+    return pipeline
+
+
+def transactions_per_second(program: str, pipeline: Pipeline, case: Case, transactions: int) -> float:
+    """Run pgbench, so many transactions in all; with 0 for a second."""
+    script = pipeline.logs / f"{case.change}.sql"
+    script.write_text(SCRIPTS[case.change])
+    parts = parse_dsn(pipeline.source_url)
+    environment = {
+        "PGHOST": parts.get("host", "localhost"),
+        "PGPORT": parts.get("port", "5432"),
+        "PGUSER": parts.get("user", ""),
+        "PGPASSWORD": parts.get("password", ""),
+        "PGDATABASE": pipeline.name,
+        "PGOPTIONS": f"-c synchronous_commit={'on' if case.durable else 'off'}",
+    }
+    length = ["-t", str(max(1, transactions // case.clients))] if transactions else ["-T", "1"]
+    result = subprocess.run(
+        [program, *f"-n -M prepared -c {case.clients} -j {min(case.clients, 2)}".split(), *length, "-f", str(script)],
+        env={**os.environ, **environment},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    found = re.search(r"^tps = ([\d.]+)", result.stdout, re.MULTILINE)
+    assert result.returncode == 0, f"pgbench: {result.stderr}"
+    assert found, f"pgbench: {result.stdout}"
+    return float(found[1])
+
+
+def statements_per_second(pipeline: Pipeline) -> float:
+    source = pipeline.source()
+    started = time.perf_counter()
+    query(source, STATEMENT)
+    return 1 / (time.perf_counter() - started)
+
+
+def settle(variant: str, pipeline: Pipeline) -> None:
+    """Let the producer publish what this run left, so that it takes nothing from the next."""
+    if variant == "running":
+        assert not measure.ended(pipeline.scripts), measure.ended(pipeline.scripts)
+        wait_until(lambda: not query(pipeline.connections[0], UNPUBLISHED), 60, "the producer has published all")
+
+
+def measure_round(
+    pipelines: dict[str, Pipeline], cases: list[Case], number: int, rate: Callable[[Case, Pipeline], float]
+) -> dict[str, dict[str, float]]:
+    """The rate of every variant in every case; each round another variant is the first."""
+    found: dict[str, dict[str, float]] = {}
+    turned = list(pipelines.items())
+    turned = turned[number % len(turned) :] + turned[: number % len(turned)]
+    for case in cases:
+        measure.checkpoint()
+        for variant, pipeline in turned:
+            found.setdefault(str(case), {})[variant] = rate(case, pipeline)
+            settle(variant, pipeline)
+    for variant, pipeline in pipelines.items():
+        if variant != "none":
+            query(pipeline.source(), "TRUNCATE emp_cdc")
+    return found
+
+
+def report(rounds: list[dict[str, dict[str, float]]], variants: list[str]) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for case in rounds[0]:
+        rates = {variant: [one[case][variant] for one in rounds] for variant in variants}
+        found[case] = {
+            "per_second": {variant: median(values) for variant, values in rates.items()},
+            "of_bare": {
+                variant: median([value / bare for value, bare in zip(values, rates["bare"], strict=True)])
+                for variant, values in rates.items()
+            },
+        }
+    measure.print_table(
+        f"What capture costs the source, per second and beside the bare trigger: medians of {len(rounds)} rounds",
+        ("", *(variant for variant in variants)),
+        [(case, *(cell(values, variant) for variant in variants)) for case, values in found.items()],
+    )
+    return found
+
+
+def cell(values: dict[str, dict[str, float]], variant: str) -> str:
+    rate = shown(values["per_second"][variant], ",.0f" if values["per_second"]["bare"] > 50 else ",.2f")
+    return rate if variant == "bare" else f"{rate} = {shown(values['of_bare'][variant], '.2f')}"
+
+
+def benchmark() -> None:
+    parser = measure.parser(__doc__)
+    parser.add_argument("--clients", type=measure.numbers, default=[1, 4, 16], metavar="1,4,16")
+    parser.add_argument("--changes", type=measure.names, default=list(SCRIPTS), metavar="INSERT,UPDATE")
+    parser.add_argument("--variants", type=measure.names, default=list(VARIANTS), metavar=",".join(VARIANTS))
+    parser.add_argument("--seconds", type=float, default=0.5, help="that the bare trigger works for in each case")
+    parser.add_argument("--rounds", type=int, default=3)
+    arguments = parser.parse_args()
+    if arguments.quick:
+        arguments.clients, arguments.seconds, arguments.rounds = [1, 4], 0.2, 1
+    variants = [variant for variant in VARIANTS if variant in {"bare", *arguments.variants}]
+    program = pgbench_program()
+    cases = [
+        Case(change, durable, clients)
+        for durable in (True, False)
+        for change in arguments.changes
+        for clients in arguments.clients
+    ]
+    with ExitStack() as stack:
+        pipelines = {variant: set_up(variant, stack) for variant in variants}
+        say("finding out how much is a good measure, by the bare trigger")
+        amounts = {
+            case: int(arguments.seconds * transactions_per_second(program, pipelines["bare"], case, 0))
+            for case in cases
+        }
+
+        def rate(case: Case, pipeline: Pipeline) -> float:
+            if case.change == "statement":
+                return statements_per_second(pipeline)
+            return transactions_per_second(program, pipeline, case, amounts[case])
+
+        rounds = []
+        for number in range(arguments.rounds):
+            rounds.append(measure_round(pipelines, [*cases, Case("statement", True, 1)], number, rate))
+            say(f"round {number + 1} of {arguments.rounds} done")
+        if "running" in pipelines:
+            pipelines["running"].start("consumer.py")
+            measure.wait_until_equal(pipelines["running"], 120)
+    measure.write("capture", {"rounds": rounds, "medians": report(rounds, variants)})
+
+
+if __name__ == "__main__":
+    os.chdir(ROOT)
+    measure.main(benchmark)

@@ -1,0 +1,254 @@
+"""How cost grows: the time of a poll with the log's size, the apply rate with the destination's.
+
+    python bench/growth.py
+    python bench/growth.py --log 10_000,1_000_000,10_000_000 --destination 10_000,1_000_000,10_000_000
+
+A poll is producer.py's own statement over a log of so many published rows: one that finds nothing, one that finds 100
+changes, one that finds a full page; and "held" is the largest log up to a million rows, all written and published
+while one transaction that has changed a row stays open. The apply rate is measured through producer and consumer, as
+in catch_up.py: half the changes insert rows, half update, both scattered over the whole table, so that every change
+meets another block. The sizes take turns; ratios are to the smallest size in the same round. In the end both tables
+are compared.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from psycopg2.extensions import connection as Connection
+
+if not __package__:
+    sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+import emp_cdc
+import producer
+from bench import measure
+from bench.measure import median, say, shown
+from tests.pipeline import ROOT, Pipeline, query, wait_until
+
+TRANSACTION = 1_000  # changes
+SCATTER = 7_368_787  # a prime: k * SCATTER modulo n meets every number below n once before it comes back
+HELD_LIMIT = 1_000_000
+TIMES = {"nothing": 300, "100 changes": 100, "a full page": 5}  # how often each poll is timed in a round
+
+LOG_ROWS = f"""
+CREATE PROCEDURE log_rows(transactions INT) LANGUAGE plpgsql AS $$
+BEGIN
+    FOR t IN 1..transactions LOOP
+        INSERT INTO emp_cdc (emp_id, first_name, last_name, dob, city, salary, action)
+        SELECT t, 'First ' || n, 'Last ' || n, DATE '1970-01-01' + n, 'City ' || n, n, 'UPDATE'
+        FROM generate_series(1, {TRANSACTION}) AS n;
+        COMMIT;
+    END LOOP;
+END
+$$;
+SET synchronous_commit = off
+"""
+ALL_PUBLISHED = """
+UPDATE cdc_position
+SET last_offset = (SELECT max(cdc_id) FROM emp_cdc), snapshot = pg_current_snapshot()
+RETURNING last_offset, snapshot::text
+"""
+
+# Ids at even distances over the whole range, so that every one of them has free neighbours.
+EXISTING = """
+INSERT INTO employees SELECT n * {gap}, 'First ' || n, 'Last ' || n, DATE '1970-01-01' + n % 9999, 'City ' || n, n
+FROM generate_series(0, {rows} - 1) AS n
+"""
+# Per transaction one row that counts it, 499 inserts and 500 updates; k goes on from round to round.
+LOAD = f"""
+CREATE PROCEDURE scattered(first_k BIGINT, size INT, gap INT, transactions INT) LANGUAGE plpgsql AS $$
+BEGIN
+    {measure.FIRST_MARKS};
+    COMMIT;
+    FOR t IN 1..transactions LOOP
+        INSERT INTO employees (emp_id) VALUES (-2000 - t);
+        INSERT INTO employees
+        SELECT k * {SCATTER} % size * gap + 1 + k / size, 'First ' || k, 'Last ' || t, DATE '1970-01-01', 'City', t
+        FROM generate_series(first_k + t * 500, first_k + t * 500 + 498) AS k;
+        UPDATE employees SET salary = t, city = 'Moved in ' || t WHERE emp_id = ANY (ARRAY (
+            SELECT (k * {SCATTER} % size * gap)::int
+            FROM generate_series(first_k + t * 500, first_k + t * 500 + 499) AS k));
+        COMMIT;
+    END LOOP;
+    {measure.LAST_MARKS};
+    COMMIT;
+END
+$$
+"""
+TRANSACTIONS_SEEN = "SELECT count(*) FROM employees WHERE emp_id < -2000"
+
+
+@dataclass
+class Log:
+    """A log of so many published rows, and the session that polls it."""
+
+    source: Connection
+    last_offset: int
+    snapshot: str
+
+
+def fill_log(pipeline: Pipeline, rows: int, held: bool) -> Log:
+    """Return a published log of so many rows; held: while a transaction that has changed a row stays open."""
+    if held:
+        open_ended = pipeline.source()
+        query(open_ended, "BEGIN; INSERT INTO employees (city) VALUES ('not yet committed')")
+    source = pipeline.source()
+    query(source, LOG_ROWS)
+    query(source, f"CALL log_rows({rows // TRANSACTION})")
+    query(source, "VACUUM ANALYZE emp_cdc")
+    ((last_offset, snapshot),) = query(source, ALL_PUBLISHED)
+    query(source, emp_cdc.PREPARE)
+    return Log(source, last_offset, snapshot)
+
+
+def poll_milliseconds(log: Log, page: int) -> dict[str, float]:
+    """The median time of a poll that finds nothing, some changes, a full page."""
+    found = {}
+    for (what, times), back in zip(TIMES.items(), (0, 100, page), strict=True):
+        taken = []
+        for _ in range(times):
+            started = time.perf_counter()
+            values = {"last_offset": log.last_offset - back, "snapshot": log.snapshot, "page_size": page}
+            rows = query(log.source, emp_cdc.POLL, values)
+            taken.append(time.perf_counter() - started)
+            assert len(rows) in (back, max(back, 1)), f"{len(rows)} rows instead of {back}"
+        found[what] = 1000 * median(taken)
+    return found
+
+
+def poll_rounds(sizes: list[int], rounds: int) -> list[dict[str, dict[str, float]]]:
+    with ExitStack() as stack:
+        logs = {}
+        for size in sizes:
+            logs[f"{size:,} rows"] = fill_log(stack.enter_context(measure.product(f"log_{size}")), size, False)
+            say(f"log of {size:,} rows is there")
+        held = min(max(sizes), HELD_LIMIT)
+        pipeline = stack.enter_context(measure.product("log_held"))
+        logs[f"{held:,} rows, held"] = fill_log(pipeline, held, True)
+        say(f"log of {held:,} rows with an open transaction is there")
+        page = min(producer.PAGE, *sizes)
+        measure.checkpoint()
+        return [{name: poll_milliseconds(log, page) for name, log in logs.items()} for _ in range(rounds)]
+
+
+def grow(pipeline: Pipeline, rows: int) -> None:
+    """Put so many rows on both sides, and start the consumer."""
+    measure.add_uncaptured(pipeline, EXISTING.format(rows=rows, gap=gap(rows)))
+    query(pipeline.source(), LOAD)
+    for connection in pipeline.source(), pipeline.destination():
+        query(connection, "VACUUM ANALYZE employees")
+    query(pipeline.destination(), "VACUUM ANALYZE cdc_applied")
+    pipeline.start("consumer.py")
+    measure.wait_for_members(pipeline, 1)
+
+
+def gap(rows: int) -> int:
+    return 2_000_000_000 // rows
+
+
+def apply_rate(pipeline: Pipeline, rows: int, number: int, transactions: int) -> float:
+    """Changes per second from the first to the last row of a load over so many rows."""
+    source, destination = pipeline.source(), pipeline.destination()
+    first_k = number * (transactions + 1) * 500
+    query(source, f"CALL scattered({first_k}, {rows}, {gap(rows)}, {transactions})")
+    measure.checkpoint()
+    script = pipeline.start("producer.py")
+    running = [script for script in pipeline.scripts if script.process.poll() is None]
+    arrival = measure.watch(destination, TRANSACTIONS_SEEN, 300, running)
+    measure.check_equal(pipeline)
+    query(source, "DELETE FROM employees WHERE emp_id < 0")
+    wait_until(lambda: not query(destination, "SELECT 1 FROM employees WHERE emp_id < 0 LIMIT 1"), 30, "marks gone")
+    measure.stop([script])
+    return (transactions - arrival.count) * TRANSACTION / (arrival.last - arrival.first)
+
+
+def apply_rounds(sizes: list[int], rounds: int, changes: int) -> list[dict[str, float]]:
+    with ExitStack() as stack:
+        pipelines = {size: stack.enter_context(measure.product(f"destination_{size}")) for size in sizes}
+        for size, pipeline in pipelines.items():
+            grow(pipeline, size)
+            say(f"destination of {size:,} rows is there")
+        return [
+            {
+                f"{size:,} rows": apply_rate(pipeline, size, number, changes // TRANSACTION)
+                for size, pipeline in pipelines.items()
+            }
+            for number in range(rounds)
+        ]
+
+
+def report_polls(rounds: list[dict[str, dict[str, float]]]) -> dict[str, Any]:
+    smallest = next(iter(rounds[0]))
+    found = {
+        name: {
+            "milliseconds": {what: median([one[name][what] for one in rounds]) for what in TIMES},
+            "of_smallest": {what: median([one[name][what] / one[smallest][what] for one in rounds]) for what in TIMES},
+        }
+        for name in rounds[0]
+    }
+    measure.print_table(
+        f"One poll, milliseconds and beside the smallest log: medians of {len(rounds)} rounds",
+        ("log", *(text for what in TIMES for text in (f"finds {what}", "ratio"))),
+        [
+            (
+                name,
+                *(
+                    text
+                    for what in TIMES
+                    for text in (
+                        shown(values["milliseconds"][what], ",.2f"),
+                        shown(values["of_smallest"][what], ".2f"),
+                    )
+                ),
+            )
+            for name, values in found.items()
+        ],
+    )
+    return found
+
+
+def report_applies(rounds: list[dict[str, float]], changes: int) -> dict[str, Any]:
+    smallest = next(iter(rounds[0]))
+    found = {
+        name: {
+            "rate": median([one[name] for one in rounds]),
+            "of_smallest": median([one[name] / one[smallest] for one in rounds]),
+        }
+        for name in rounds[0]
+    }
+    measure.print_table(
+        f"Applying {changes:,} scattered changes: medians of {len(rounds)} rounds",
+        ("destination", "changes/s", "of the smallest"),
+        [(name, shown(values["rate"]), shown(values["of_smallest"], ".2f")) for name, values in found.items()],
+    )
+    return found
+
+
+def benchmark() -> None:
+    parser = measure.parser(__doc__)
+    sizes = [10_000, 1_000_000]
+    parser.add_argument("--log", type=measure.numbers, default=sizes, metavar="10_000,1_000_000", help="sizes")
+    parser.add_argument("--destination", type=measure.numbers, default=sizes, metavar="10_000,1_000_000", help="sizes")
+    parser.add_argument("--changes", type=int, default=60_000, help="applied for each size in each round")
+    parser.add_argument("--rounds", type=int, default=3)
+    arguments = parser.parse_args()
+    if arguments.quick:
+        arguments.log, arguments.destination = [10_000, 100_000], [10_000, 100_000]
+        arguments.changes, arguments.rounds = 30_000, 1
+    polls = poll_rounds(sorted(arguments.log), arguments.rounds)
+    found = {"polls": report_polls(polls), "applies": {}}
+    applies = apply_rounds(sorted(arguments.destination), arguments.rounds, arguments.changes)
+    found["applies"] = report_applies(applies, arguments.changes)
+    measure.write("growth", {"polls": polls, "applies": applies, "medians": found})
+
+
+if __name__ == "__main__":
+    os.chdir(ROOT)
+    measure.main(benchmark)

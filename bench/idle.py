@@ -1,0 +1,124 @@
+"""What the pipeline costs when there is nothing to do: CPU and statements per second of producer and consumer.
+
+    python bench/idle.py
+    python bench/idle.py --seconds 60
+
+CPU is what the kernel counted for the threads of both scripts, in percent of one core. Statements are the transactions
+that PostgreSQL counted in the databases of the pipeline (every idle statement is one), ours not included. The servers'
+CPU is that of the scripts' own connections and of Kafka as a whole, which is not idle by itself: its share without
+producer and consumer is measured first.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from psycopg2.extensions import connection as Connection
+
+if not __package__:
+    sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from bench import measure
+from bench.measure import say, shown
+from tests.pipeline import ROOT, Pipeline, query
+
+SETTLING = 3  # seconds after the first change before the count begins
+# Flushed at once: otherwise the count of our own looks would come at any time.
+TRANSACTIONS = """
+SELECT pg_stat_clear_snapshot(), pg_stat_force_next_flush(), pg_stat_get_db_xact_commit(oid)
+    + pg_stat_get_db_xact_rollback(oid)
+FROM pg_database WHERE datname = current_database()
+"""
+BACKENDS = """
+SELECT pid FROM pg_stat_activity
+WHERE datname = current_database() AND pid <> pg_backend_pid() AND backend_type = 'client backend'
+"""
+
+
+def transactions(connection: Connection) -> int:
+    return int(query(connection, TRANSACTIONS)[0][2])
+
+
+def backends_cpu(connection: Connection) -> float:
+    return sum(measure.fine_cpu(process) for (process,) in query(connection, BACKENDS))
+
+
+def idle(pipeline: Pipeline, seconds: float) -> dict[str, Any]:
+    """Watch an idle pipeline for so many seconds; CPU in percent of a core."""
+    kafka = measure.kafka_process()
+    kafka_alone = kafka_percent(kafka, seconds / 4)
+    scripts = {name: pipeline.start(f"{name}.py") for name in ("consumer", "producer")}
+    query(pipeline.source(), "INSERT INTO employees (city) VALUES ('the first change')")
+    measure.wait_until_equal(pipeline, 60)
+    for connection in pipeline.connections:  # a session's last transactions are counted when it ends
+        connection.close()
+    pipeline.connections.clear()
+    databases = {"source": pipeline.source(), "destination": pipeline.destination()}
+
+    def read() -> dict[str, float]:
+        found = {name: measure.fine_cpu(script.process.pid) for name, script in scripts.items()}
+        found |= {f"{name} backend": backends_cpu(connection) for name, connection in databases.items()}
+        found |= {"kafka": measure.cpu(kafka)} if kafka else {}
+        found |= {f"{name} transactions": transactions(connection) for name, connection in databases.items()}
+        return found
+
+    read()
+    time.sleep(SETTLING)
+    before, began = read(), time.monotonic()
+    time.sleep(seconds)
+    after, lasted = read(), time.monotonic() - began
+    measure.wait_until_equal(pipeline, 5)
+    change = {name: (after[name] - before[name]) / lasted for name in after}
+    percent = {name: 100 * change[name] for name in change if "transactions" not in name}
+    own = 2  # statements of read() in each database
+    return {
+        "seconds": lasted,
+        "cpu_percent": percent,
+        "both_scripts_percent": percent["producer"] + percent["consumer"],
+        "kafka_alone_percent": kafka_alone,
+        "statements_per_second": {name: max(0.0, change[f"{name} transactions"] - own / lasted) for name in databases},
+    }
+
+
+def kafka_percent(kafka: int | None, seconds: float) -> float:
+    if kafka is None:
+        return float("nan")
+    before = measure.cpu(kafka)
+    time.sleep(seconds)
+    return 100 * (measure.cpu(kafka) - before) / seconds
+
+
+def report(found: dict[str, Any]) -> None:
+    percent, statements = found["cpu_percent"], found["statements_per_second"]
+    rows = [
+        ("producer", shown(percent["producer"], ".2f"), shown(statements["source"], ".1f")),
+        ("consumer", shown(percent["consumer"], ".2f"), shown(statements["destination"], ".1f")),
+        ("both scripts", shown(found["both_scripts_percent"], ".2f"), shown(sum(statements.values()), ".1f")),
+        ("source, the producer's connection", shown(percent["source backend"], ".2f"), ""),
+        ("destination, the consumer's connection", shown(percent["destination backend"], ".2f"), ""),
+        ("Kafka with them", shown(percent.get("kafka"), ".1f"), ""),
+        ("Kafka without them", shown(found["kafka_alone_percent"], ".1f"), ""),
+    ]
+    measure.print_table(f"Nothing to do for {found['seconds']:.0f} s", ("", "CPU, % of a core", "statements/s"), rows)
+
+
+def benchmark() -> None:
+    parser = measure.parser(__doc__)
+    parser.add_argument("--seconds", type=float, default=20.0)
+    arguments = parser.parse_args()
+    if arguments.quick:
+        arguments.seconds = 5.0
+    with measure.product("idle") as pipeline:
+        say("watching an idle pipeline")
+        found = idle(pipeline, arguments.seconds)
+    report(found)
+    measure.write("idle", found)
+
+
+if __name__ == "__main__":
+    os.chdir(ROOT)
+    measure.main(benchmark)

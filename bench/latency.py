@@ -1,0 +1,295 @@
+"""How soon a commit is visible at the destination: ours, PostgreSQL's native logical replication, and the plain design.
+
+    python bench/latency.py
+    python bench/latency.py --rates 20,500 --seconds 20 --pairs 5 --systems ours,native
+
+Each change carries the source's clock when it was made, just before its commit; a deferred trigger at the destination
+notes the clock when the change's transaction there begins to commit. So the source's flush to disk is in the figures,
+the destination's is not (it is measured and told beside them), and both clocks are the same only if both servers run
+on one machine. The changes are single-row commits at random moments, made inside the source server by a procedure (up
+to 500/s each): no client takes CPU from what is measured. Then 50,000 rows of one transaction are committed
+while single commits go on at 50/s.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import sys
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from psycopg2.extensions import connection as Connection
+
+if not __package__:
+    sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from bench import measure
+from bench.measure import median, percentile, say, shown
+from tests.pipeline import ROOT, Pipeline, query, wait_until
+
+PER_BACKEND = 500  # commits per second that one backend is asked for
+BURST = 50_000
+MARKED = 500  # every such row of the burst notes its arrival
+BURST_RATE, BURST_SECONDS = 50, 3  # of the single commits beside the burst
+SLOW = {"plain": [20]}  # the rates that a system is asked for, where not all
+PERCENTILES = {"p50": 0.5, "p95": 0.95, "p99": 0.99, "max": 1.0}
+
+# Even gaps would fall in step with whatever else has a rhythm, so the gaps are random (a Poisson process).
+COMMITS = """
+CREATE PROCEDURE commits(base INT, rate FLOAT, seconds FLOAT, INOUT sent INT) LANGUAGE plpgsql AS $$
+DECLARE
+    due TIMESTAMPTZ := clock_timestamp();
+    finish CONSTANT TIMESTAMPTZ := due + make_interval(secs => seconds);
+BEGIN
+    LOOP
+        due := due - make_interval(secs => ln(1 - random()) / rate);
+        EXIT WHEN due > finish;
+        PERFORM pg_sleep(extract(epoch FROM due - clock_timestamp()));
+        INSERT INTO employees (emp_id, first_name, city) VALUES (base + sent, 'probe', clock_timestamp());
+        COMMIT;
+        sent := sent + 1;
+    END LOOP;
+END
+$$
+"""
+# Without search_path: PostgreSQL's own replication applies with an empty one.
+ARRIVALS = """
+CREATE UNLOGGED TABLE arrivals (emp_id INT, made TIMESTAMPTZ, seen TIMESTAMPTZ);
+CREATE FUNCTION arrived() RETURNS trigger LANGUAGE plpgsql AS $$
+BEGIN
+    INSERT INTO public.arrivals VALUES (NEW.emp_id, NEW.city::timestamptz, clock_timestamp());
+    RETURN NULL;
+END
+$$;
+CREATE CONSTRAINT TRIGGER arrived AFTER INSERT ON employees DEFERRABLE INITIALLY DEFERRED
+    FOR EACH ROW WHEN (NEW.first_name = 'probe') EXECUTE FUNCTION arrived();
+ALTER TABLE employees ENABLE ALWAYS TRIGGER arrived
+"""
+DELAYS = """
+SELECT 1000 * extract(epoch FROM seen - made)::float FROM arrivals
+WHERE emp_id >= %(first)s AND emp_id < %(beyond)s
+"""
+BURST_ROWS = f"""
+INSERT INTO employees (emp_id, first_name, last_name, dob, city, salary)
+SELECT %(first)s + n, CASE n %% {MARKED} WHEN 0 THEN 'probe' ELSE 'First ' || n END, 'Last ' || n,
+    DATE '1970-01-01' + n %% 9999, clock_timestamp(), n
+FROM generate_series(1, {BURST}) AS n
+"""
+
+
+@contextmanager
+def ours() -> Iterator[Pipeline]:
+    with measure.product("ours") as pipeline:
+        query(pipeline.destination(), ARRIVALS)
+        pipeline.start("consumer.py")
+        pipeline.start("producer.py")
+        yield pipeline
+
+
+@contextmanager
+def native() -> Iterator[Pipeline]:
+    with measure.pipeline("native") as pipeline:
+        for connection in pipeline.source(), pipeline.destination():
+            query(connection, measure.EMPLOYEES)
+        query(pipeline.destination(), ARRIVALS)
+        measure.start_replication(pipeline)
+        query(pipeline.destination(), f"ALTER SUBSCRIPTION {pipeline.name} ENABLE")
+        yield pipeline
+
+
+@contextmanager
+def plain() -> Iterator[Pipeline]:
+    with measure.plain("plain") as pipeline:
+        query(pipeline.destination(), ARRIVALS)
+        for name in ("consumer", "producer"):
+            measure.start(pipeline, "plain.py", name)
+        yield pipeline
+
+
+SYSTEMS: dict[str, Callable[[], Any]] = {"ours": ours, "native": native, "plain": plain}
+
+
+def commits(pipeline: Pipeline, first: int, rate: float, seconds: float) -> int:
+    """Commit single rows from the id first on at this rate; returns how many when all of them have arrived."""
+    backends = math.ceil(rate / PER_BACKEND)
+    connections = [pipeline.source() for _ in range(backends)]
+
+    def one(number: int) -> int:
+        values = (first + number * 1_000_000, rate / backends, seconds)
+        return int(query(connections[number], "CALL commits(%s, %s, %s, 0)", values)[0][0])
+
+    with ThreadPoolExecutor(backends) as pool:
+        sent = sum(pool.map(one, range(backends)))
+    wait_for_arrivals(pipeline, first, first + backends * 1_000_000, sent)
+    return sent
+
+
+def wait_for_arrivals(pipeline: Pipeline, first: int, beyond: int, count: int) -> None:
+    destination = pipeline.destination()
+    arrived = "SELECT count(*) FROM arrivals WHERE emp_id >= %s AND emp_id < %s"
+
+    def all_there() -> bool:
+        time.sleep(0.05)
+        dead = measure.ended(pipeline.scripts)
+        assert not dead, dead
+        return bool(query(destination, arrived, (first, beyond))[0][0] == count)
+
+    wait_until(all_there, 60, f"{count} commits arrived")
+
+
+def delays(pipeline: Pipeline, first: int, beyond: int) -> list[float]:
+    return [delay for (delay,) in query(pipeline.destination(), DELAYS, {"first": first, "beyond": beyond})]
+
+
+def burst(pipeline: Pipeline) -> dict[str, float]:
+    """Commit many rows at once while single commits go on; returns milliseconds."""
+    source = pipeline.source()
+    query(source, "BEGIN")
+    query(source, BURST_ROWS, {"first": 1_700_000_000})
+    with ThreadPoolExecutor(1) as pool:
+        beside = pool.submit(commits, pipeline, 1_800_000_000, BURST_RATE, BURST_SECONDS)
+        time.sleep(BURST_SECONDS / 4)
+        query(source, "COMMIT")
+        committed = time.time()
+        beside.result()
+    wait_for_arrivals(pipeline, 1_700_000_000, 1_800_000_000, BURST // MARKED)
+    last = "SELECT extract(epoch FROM max(seen))::float FROM arrivals WHERE emp_id BETWEEN 1700000000 AND 1799999999"
+    single = delays(pipeline, 1_800_000_000, 1_900_000_000)
+    return {
+        "last_row_after": (query(pipeline.destination(), last)[0][0] - committed) * 1000,
+        "longest_delay_of_others": max(single),
+        "p50_of_others": percentile(single, 0.5),
+    }
+
+
+def flush_milliseconds(connection: Connection) -> float:
+    """What a commit at this server waits for its disk: with it and without, the difference of the medians."""
+    query(connection, "CREATE TABLE flushes (n INT)")
+    found = {}
+    for durable in ("off", "on"):
+        query(connection, f"SET synchronous_commit = {durable}")
+        times = []
+        for number in range(100):
+            started = time.perf_counter()
+            query(connection, f"INSERT INTO flushes VALUES ({number})")
+            times.append(time.perf_counter() - started)
+        found[durable] = median(times) * 1000
+    return found["on"] - found["off"]
+
+
+def one_system(system: str, rates: list[int], seconds: float) -> dict[str, Any]:
+    """Measure one system at every rate, then in a burst; compare the tables."""
+    with SYSTEMS[system]() as pipeline:
+        query(pipeline.source(), COMMITS)
+        commits(pipeline, 1, 20, 1)  # warm: caches, connections, plans
+        measure.checkpoint()
+        found: dict[str, Any] = {"rates": {}}
+        for number, rate in enumerate(SLOW.get(system, rates)):
+            first = 100_000_000 * (number + 1)
+            sent = commits(pipeline, first, rate, seconds)
+            values = delays(pipeline, first, first + 100_000_000)
+            found["rates"][rate] = {name: percentile(values, part) for name, part in PERCENTILES.items()}
+            found["rates"][rate] |= {"commits": sent, "reached": sent / seconds}
+        if system not in SLOW:
+            found["burst"] = burst(pipeline)
+        found["flush"] = flush_milliseconds(pipeline.destination())
+        measure.check_equal(pipeline)
+    return found
+
+
+def tell(number: int, system: str, found: dict[str, Any]) -> None:
+    parts = [f"{rate}/s p50 {values['p50']:.1f} p99 {values['p99']:.1f} ms" for rate, values in found["rates"].items()]
+    say(f"pair {number + 1}: {system} " + ", ".join(parts))
+
+
+def medians(pairs: list[dict[str, Any]], system: str, *path: Any) -> dict[str, float]:
+    """The median over the pairs of each figure that stands at this place, and its ratio to native's."""
+
+    def at(pair: dict[str, Any], system: str) -> dict[str, float]:
+        found: Any = pair.get(system, {})
+        for step in path:
+            found = found.get(step, {})
+        return dict(found)
+
+    figures = at(pairs[0], system)
+    result = {name: median([at(pair, system)[name] for pair in pairs]) for name in figures}
+    for name in figures:
+        if all(name in at(pair, "native") for pair in pairs):
+            result[f"{name}_of_native"] = median([at(pair, system)[name] / at(pair, "native")[name] for pair in pairs])
+    return result
+
+
+def report(pairs: list[dict[str, Any]], systems: list[str], rates: list[int]) -> dict[str, Any]:
+    found: dict[str, Any] = {"rates": {}, "burst": {}}
+    rows = []
+    for rate in rates:
+        for system in systems:
+            if rate not in pairs[0][system]["rates"]:
+                continue
+            values = medians(pairs, system, "rates", rate)
+            found["rates"].setdefault(str(rate), {})[system] = values
+            rows.append(
+                (
+                    f"{rate:,}/s, {system}",
+                    *(shown(values[name], ",.1f") for name in PERCENTILES),
+                    shown(values.get("p50_of_native"), ".1f"),
+                    shown(values.get("p99_of_native"), ".1f"),
+                    shown(values["reached"]),
+                )
+            )
+    measure.print_table(
+        f"Commit to visible, milliseconds: medians of {len(pairs)} pairs",
+        ("", *PERCENTILES, "p50 of native", "p99 of native", "commits/s reached"),
+        rows,
+    )
+    rows = []
+    for system in systems:
+        if "burst" in pairs[0][system]:
+            values = found["burst"][system] = medians(pairs, system, "burst")
+            rows.append(
+                (
+                    system,
+                    shown(values["last_row_after"]),
+                    shown(values.get("last_row_after_of_native"), ".1f"),
+                    shown(values["p50_of_others"], ",.1f"),
+                    shown(values["longest_delay_of_others"]),
+                    shown(values.get("longest_delay_of_others_of_native"), ".1f"),
+                )
+            )
+    measure.print_table(
+        f"{BURST:,} rows in one transaction beside single commits at {BURST_RATE}/s, milliseconds",
+        ("", "last row visible after", "of native", "others p50", "others max", "of native"),
+        rows,
+    )
+    found["flush"] = median([pair[system]["flush"] for pair in pairs for system in systems])
+    say(f"not in the figures: the destination's flush at commit, {found['flush']:.1f} ms (native does not wait for it)")
+    return found
+
+
+def benchmark() -> None:
+    parser = measure.parser(__doc__)
+    parser.add_argument("--rates", type=measure.numbers, default=[20, 500, 2000], metavar="20,500,2000")
+    parser.add_argument("--seconds", type=float, default=5.0, help="at each rate")
+    parser.add_argument("--pairs", type=int, default=3)
+    parser.add_argument("--systems", type=measure.names, default=list(SYSTEMS), metavar="ours,native,plain")
+    arguments = parser.parse_args()
+    if arguments.quick:
+        arguments.seconds, arguments.pairs = 2.0, 1
+    pairs = []
+    for number in range(arguments.pairs):
+        pair = {}
+        for system in arguments.systems if number % 2 == 0 else reversed(arguments.systems):
+            pair[system] = one_system(system, arguments.rates, arguments.seconds)
+            tell(number, system, pair[system])
+        pairs.append(pair)
+    measure.write("latency", {"pairs": pairs, "medians": report(pairs, arguments.systems, arguments.rates)})
+
+
+if __name__ == "__main__":
+    os.chdir(ROOT)
+    measure.main(benchmark)

@@ -1,0 +1,74 @@
+"""The plain design, as a reference: poll by cdc_id, one message, one statement and one commit per change.
+
+    python bench/plain.py producer
+    python bench/plain.py consumer
+
+It loses rows that are committed behind its offset, and starts anew from offset 0: good for comparison only.
+"""
+
+from __future__ import annotations
+
+import json
+import signal
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import psycopg2
+from confluent_kafka import Consumer, Producer
+
+if not __package__:
+    sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+import config
+
+COLUMNS = ("cdc_id", "emp_id", "first_name", "last_name", "dob", "city", "salary", "action")
+POLL = f"SELECT {', '.join(COLUMNS)} FROM emp_cdc WHERE cdc_id > %s ORDER BY cdc_id"
+INSERT = """
+INSERT INTO employees (emp_id, first_name, last_name, dob, city, salary)
+VALUES (%(emp_id)s, %(first_name)s, %(last_name)s, %(dob)s, %(city)s, %(salary)s)
+"""
+UPDATE = """
+UPDATE employees SET first_name = %(first_name)s, last_name = %(last_name)s, dob = %(dob)s, city = %(city)s,
+    salary = %(salary)s WHERE emp_id = %(emp_id)s
+"""
+DELETE = "DELETE FROM employees WHERE emp_id = %(emp_id)s"
+STATEMENTS = {"INSERT": INSERT, "UPDATE": UPDATE, "DELETE": DELETE}
+KAFKA: dict[str, Any] = {key: config.KAFKA[key] for key in ("bootstrap.servers", "broker.address.family")}
+
+
+def produce() -> None:
+    connection = psycopg2.connect(config.SOURCE_DATABASE_URL)
+    connection.autocommit = True
+    producer = Producer(KAFKA)
+    last_offset = 0
+    while True:
+        with connection.cursor() as cursor:
+            cursor.execute(POLL, (last_offset,))
+            for row in cursor:
+                record = dict(zip(COLUMNS, row, strict=True))
+                producer.produce(config.KAFKA_TOPIC, json.dumps(record, default=str), str(record["emp_id"]))
+                producer.poll(0)
+                last_offset = record["cdc_id"]
+        producer.flush()
+        time.sleep(0.5)
+
+
+def consume() -> None:
+    connection = psycopg2.connect(config.DESTINATION_DATABASE_URL)
+    consumer = Consumer({**KAFKA, "group.id": config.KAFKA_GROUP_ID, "auto.offset.reset": "earliest"})
+    consumer.subscribe([config.KAFKA_TOPIC])
+    while True:
+        message = consumer.poll(1.0)
+        if message is None or message.error() is not None:
+            continue
+        record = json.loads(message.value() or b"")
+        with connection.cursor() as cursor:
+            cursor.execute(STATEMENTS[record["action"]], record)
+        connection.commit()
+
+
+if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
+    {"producer": produce, "consumer": consume}[sys.argv[1]]()
