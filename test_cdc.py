@@ -32,8 +32,8 @@ SELECT = "SELECT " + COLUMNS.replace("dob", "dob::text") + " FROM employees"
 STEPS = {
     "INSERT": """
         INSERT INTO employees (first_name, last_name, dob, city, salary)
-        VALUES ('Ada', 'Lovelace', '1815-12-10', 'London', 120000) RETURNING emp_id""",
-    "UPDATE": "UPDATE employees SET city = 'Ockham', salary = 130000 WHERE emp_id = %(emp_id)s RETURNING emp_id",
+        VALUES ('Ada', 'Byron', '1815-12-10', 'London', 1200) RETURNING emp_id""",
+    "UPDATE": "UPDATE employees SET city = 'Ockham', salary = 1300 WHERE emp_id = %(emp_id)s RETURNING emp_id",
     "DELETE": "DELETE FROM employees WHERE emp_id = %(emp_id)s RETURNING emp_id",
 }
 PUBLISHED = """
@@ -99,7 +99,7 @@ def show(console: Console, source: Connection, destination: Connection, changed:
 
 
 def text(row: Row | None) -> str:
-    return "-" if row is None else "  ".join("NULL" if value is None else str(value) for value in row)
+    return "-" if row is None else " ".join("NULL" if value is None else str(value) for value in row)
 
 
 def differing(source: Connection, destination: Connection) -> int:

@@ -32,4 +32,10 @@ for script in producer consumer; do
     "$python" $script.py >"$state/demo-$script.log" 2>&1 &
     pids="$pids $!"
 done
+tries=0
+until grep -q "publishing from" "$state/demo-producer.log" && grep -q "assigned" "$state/demo-consumer.log"; do
+    tries=$((tries + 1))
+    [ $tries -lt 200 ] || break # test_cdc.py says what is wrong
+    sleep 0.1
+done
 "$python" test_cdc.py

@@ -249,7 +249,8 @@ def made(logs: Path) -> Iterator[Pipeline]:
 
 
 def client_settings() -> dict[str, Any]:
-    return {key: config.KAFKA[key] for key in ("bootstrap.servers", "broker.address.family")}
+    settings = {key: config.KAFKA[key] for key in ("bootstrap.servers", "broker.address.family")}
+    return {**settings, "log_level": 3}  # errors only
 
 
 def database_url(url: str, database: str) -> str:

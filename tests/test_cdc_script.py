@@ -51,7 +51,7 @@ def test_it_shows_each_step_passes_and_leaves_nothing_behind(shared: Pipeline) -
         arrivals = re.findall(r"^(\w+) employee (\d+) → arrived after [\d.]+ ms$", result.stdout, re.MULTILINE)
         assert [step for step, _ in arrivals] == ["INSERT", "UPDATE", "DELETE"]
         assert len({emp_id for _, emp_id in arrivals}) == 1
-        shown = [line.split("│")[1:3] for line in result.stdout.splitlines() if "Lovelace" in line]
+        shown = [line.split("│")[1:3] for line in result.stdout.splitlines() if "Byron" in line]
         assert len(shown) == 2, "after INSERT and UPDATE"
         assert all(source.strip() == destination.strip() for source, destination in shown)
         assert "London" in shown[0][0]

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import random
 import signal
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 from tests.pipeline import Pipeline, query, wait_until
 
@@ -35,3 +38,42 @@ def test_ctrl_c_finishes_the_batch_prints_totals_and_exits_0(running: Pipeline) 
         assert script.stop(number) == 0, script.output()
         assert "1 changes in all" in script.output()
         assert "Traceback" not in script.output()
+
+
+def write(pipeline: Pipeline, seed: int, seconds: float) -> None:
+    """Change random employees in transactions held open for up to 80 ms, 15 % of them rolled back."""
+    choose, source = random.Random(seed), pipeline.source()
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        query(source, "BEGIN")
+        for emp_id in sorted(choose.sample(range(1, 301), choose.randint(1, 4))):  # in one order: no deadlocks
+            statement = choose.choice(STATEMENTS)
+            query(source, statement, {"emp_id": emp_id, "salary": choose.randrange(100_000)})
+        time.sleep(choose.uniform(0, 0.08))
+        query(source, "ROLLBACK" if choose.random() < 0.15 else "COMMIT")
+
+
+STATEMENTS = (
+    "INSERT INTO employees (emp_id, salary) VALUES (%(emp_id)s, %(salary)s) ON CONFLICT (emp_id) DO NOTHING",
+    "INSERT INTO employees (emp_id, salary) VALUES (%(emp_id)s, %(salary)s) "
+    "ON CONFLICT (emp_id) DO UPDATE SET salary = excluded.salary",
+    "UPDATE employees SET salary = %(salary)s WHERE emp_id = %(emp_id)s",
+    "DELETE FROM employees WHERE emp_id = %(emp_id)s",
+)
+
+
+def test_ten_writers_at_once_lose_not_one_row(running: Pipeline) -> None:
+    """WRITERS_SECONDS=60 for the long run."""
+    seconds = float(os.environ.get("WRITERS_SECONDS", "8"))
+    with ThreadPoolExecutor(10) as writers:
+        list(writers.map(lambda seed: write(running, seed, seconds), range(10)))
+    running.wait_until_equal()
+    ((logged, late),) = query(
+        running.source(),
+        "SELECT count(*), count(*) FILTER (WHERE behind) FROM "
+        "(SELECT txid < max(txid) OVER (ORDER BY cdc_id ROWS UNBOUNDED PRECEDING) AS behind FROM emp_cdc) AS log",
+    )
+    print(f"{logged:,} changes, {late:,} logged behind a later transaction's, none lost")
+    assert logged > 10 * seconds
+    assert late > 0
+    assert not any("ERROR" in script.output() for script in running.scripts)
