@@ -56,4 +56,5 @@ test-compose: $(VENV)/.development  ## both compose files on a real Docker engin
 .PHONY: chaos
 chaos: $(VENV)/.development  ## faults of all kinds for 4 minutes, 500 random examples, outages of 60 s; about 25 minutes
 	$(RUN) -m tests.chaos --seconds 240
-	CHAOS_EXAMPLES=500 OUTAGE_SECONDS=60 $(RUN) -m pytest tests/test_random_operations.py tests/test_outages.py
+	FAULTS=1 CHAOS_EXAMPLES=500 OUTAGE_SECONDS=60 $(RUN) -m pytest tests/test_random_operations.py \
+		tests/test_outages.py tests/test_kraft_cluster.py

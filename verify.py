@@ -30,6 +30,7 @@ from rich.text import Text
 import cli
 import config
 from connection import connect_within, explain
+from emp_cdc import SANE_JUMP, SEQUENCE
 from employee import EMPLOYEE_COLUMNS, INT4
 
 log = logging.getLogger("verify")
@@ -76,8 +77,6 @@ GROUP BY emp_id
 PUBLISHED = "SELECT last_offset FROM cdc_position"
 COUNT = "SELECT count(*) FROM employees"
 APPLIED = "SELECT coalesce(max(cdc_id), 0) FROM cdc_applied"
-DRAWN = "SELECT CASE WHEN is_called THEN last_value ELSE last_value - 1 END FROM emp_cdc_cdc_id_seq"
-UNREACHABLE = 2**62  # an offset that no log reaches; past it, the sequence would soon be at its end
 
 # Each of these is one transaction, and none makes writers wait for long: a row that somebody holds is skipped, a lock
 # on a table given up after a fifth of a second. Both are tried again at the next look.
@@ -196,10 +195,10 @@ class Comparison:
         the source: it would take new changes for old ones. With repair, move the log's sequence past them."""
         source, destination = self.sides
         applied = destination.number(APPLIED)  # before the other: what was applied had been drawn
-        drawn = source.number(DRAWN)
+        drawn = source.number(SEQUENCE)
         if applied <= drawn:
             return
-        if applied >= UNREACHABLE:
+        if applied - drawn > SANE_JUMP:
             cli.fail(
                 f"destination: cdc_applied holds offset {applied}, which no log reaches; a stray message? Run there "
                 f"DELETE FROM cdc_applied WHERE cdc_id > {drawn}; then python verify.py --repair"

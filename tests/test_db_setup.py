@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import subprocess
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -179,7 +180,9 @@ def test_a_long_transaction_makes_a_set_up_give_up_in_one_line_and_leave_nothing
     writer, other = bare_pipeline.source(), bare_pipeline.source()
     query(writer, SPECIFIED)
     query(writer, "BEGIN; INSERT INTO employees (city) VALUES ('Rome')")
+    started = time.monotonic()
     result = db_setup(bare_pipeline)
+    assert time.monotonic() - started < 12  # other writers wait behind it
     assert result.returncode == 1
     assert result.stderr.splitlines() == [
         "source: a long transaction holds the tables; run db_setup.py again when it has ended"

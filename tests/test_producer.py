@@ -945,6 +945,18 @@ def test_a_late_row_older_than_the_retention_is_published_before_it_is_pruned(
     assert not published_late(1_001)
 
 
+def test_rows_beyond_the_offset_are_not_pruned_though_the_snapshot_shows_them(
+    read: Callable[[], Reader], sessions: list[Connection], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(config, "RETENTION", "0 seconds")
+    for _ in range(4):
+        query(sessions[0], INSERT)
+    reader = read()
+    assert reader.poll(2)
+    assert emp_cdc.Pruner(reader.source).prune(reader.position) == 2
+    assert query(reader.source, "SELECT cdc_id FROM emp_cdc") == [(3,), (4,)]
+
+
 # Something is missing, or wrong
 
 
@@ -984,13 +996,7 @@ def test_a_missing_trigger_is_told(pipeline: Pipeline) -> None:
     wait_until_published(source, 10)
 
 
-@pytest.mark.parametrize(
-    "value",
-    [
-        "nonsense",
-        *(pytest.param(value) for value in ("999999999999 days", "200000 years")),
-    ],
-)
+@pytest.mark.parametrize("value", ["nonsense", "999999999999 days", "200000 years"])
 def test_a_wrong_retention_is_named_in_one_line(shared: Pipeline, value: str) -> None:
     result = shared.run("producer.py", "--once", seconds=5, RETENTION=value)
     assert result.returncode == 2

@@ -1,0 +1,111 @@
+"""Three brokers of Kafka 4: the one that leads a partition is killed under load, and nothing is lost."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from confluent_kafka.admin import AdminClient
+from psycopg2.extensions import connection as Connection
+
+from stack import servers
+from stack.servers import Server
+from tests.own_servers import own_servers
+from tests.pipeline import Pipeline, client_settings, query, wait_until
+
+OFFSET = 2400  # of the ports of the servers here
+PULSES = 40  # employees that change all the time: enough of them for every partition
+
+
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Server]]:
+    with own_servers(OFFSET, tmp_path_factory.mktemp("servers"), cluster=True) as found:
+        yield found
+
+
+@pytest.fixture
+def replicated(cluster: dict[str, Server], tmp_path: Path) -> Iterator[Pipeline]:
+    """A pipeline that has carried its first changes, its topic on all three brokers."""
+    pipeline = Pipeline("cdc_cluster", tmp_path)
+    pipeline.create()
+    for script, arguments in (("admin.py", ("create", "--replication-factor", "3")), ("db_setup.py", ())):
+        result = pipeline.run(script, *arguments)
+        assert result.returncode == 0, result.stdout + result.stderr
+    pipeline.start("producer.py")
+    pipeline.start("consumer.py")
+    query(pipeline.source(), f"INSERT INTO employees (emp_id, salary) SELECT n, 0 FROM generate_series(1, {PULSES}) n")
+    pipeline.wait_until_equal()
+    yield pipeline
+    pipeline.drop()
+
+
+def leaders(pipeline: Pipeline) -> dict[int, int]:
+    """The broker that leads each partition."""
+    topic = (
+        AdminClient({**client_settings(), "log_level": 0})
+        .list_topics(pipeline.topic, timeout=10)
+        .topics[pipeline.topic]
+    )
+    return {number: partition.leader for number, partition in topic.partitions.items()}
+
+
+def pulse(source: Connection, sent: list[float], over: threading.Event) -> None:
+    """Change all employees, the number of the change as their salary, every few milliseconds; note when."""
+    while not over.wait(0.05):
+        sent.append(time.monotonic())
+        query(source, "UPDATE employees SET salary = %(number)s", {"number": len(sent)})
+
+
+def longest_delay(destination: Connection, sent: list[float], over: threading.Event, found: list[float]) -> None:
+    """Watch the destination; note how far behind it was at most: the age of the oldest change not seen there yet."""
+    found.append(0.0)
+    while not over.is_set():
+        ((seen,),) = query(destination, "SELECT min(salary) FROM employees")
+        if seen < len(sent):
+            found[0] = max(found[0], time.monotonic() - sent[seen])
+        time.sleep(0.005)
+
+
+def test_nothing_is_lost_when_the_broker_that_leads_a_partition_is_killed(
+    cluster: dict[str, Server], replicated: Pipeline
+) -> None:
+    over, stop_watching = threading.Event(), threading.Event()
+    sent: list[float] = []
+    delay: list[float] = []
+    writer = threading.Thread(target=pulse, args=(replicated.source(), sent, over))
+    watcher = threading.Thread(target=longest_delay, args=(replicated.destination(), sent, stop_watching, delay))
+    writer.start()
+    watcher.start()
+    try:
+        wait_until(lambda: len(sent) > 20)
+        led = leaders(replicated)
+        killed = led[0]
+        servers.kill(cluster[f"kafka{killed}"])
+        wait_until(lambda: killed not in leaders(replicated).values(), 30, "other leaders")
+        time.sleep(5)  # on two brokers
+        servers.start(cluster[f"kafka{killed}"])
+        servers.wait(cluster[f"kafka{killed}"])
+        time.sleep(2)  # on three again
+    finally:
+        over.set()
+        writer.join()
+        try:
+            replicated.wait_until_equal()
+        finally:
+            stop_watching.set()
+            watcher.join()
+    print(
+        f"broker {killed} led {sum(leader == killed for leader in led.values())} of {len(led)} partitions; "
+        f"{len(sent) * PULSES:,} changes, the longest gap was {delay[0]:.1f} s"
+    )
+    source = replicated.source()
+    logged = {cdc_id for (cdc_id,) in query(source, "SELECT cdc_id FROM emp_cdc")}
+    assert len(replicated.messages()) >= len(logged)
+    assert replicated.dead_letters() == []
+    assert delay[0] < 30
+    for script in replicated.scripts:
+        assert script.process.poll() is None
+        assert "Traceback" not in script.output()
