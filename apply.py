@@ -38,7 +38,8 @@ ARRAYS = """
 # `before`: what was applied to the employee, NULL if the gate does not know it. Those are plain INSERTs, the cheapest
 # way; if another consumer inserts the same key meanwhile, or the table had it before the pipeline, the statement fails,
 # and KNOWN goes before it the second time. The others pass where theirs is the newer record: the UPDATE waits for
-# whoever else has the row, and compares again. All goes by emp_id: one lock order for all consumers.
+# whoever else has the row, and compares again. Known keys go by emp_id and so do new ones: two consumers that apply the
+# same employees, as after a rebalance, seldom deadlock, and the one that PostgreSQL then ends tries again.
 APPLY = f"""
 WITH record AS MATERIALIZED (
     SELECT incoming.*, applied.cdc_id AS before
