@@ -24,7 +24,7 @@ from employee import named
 
 log = logging.getLogger("consumer")
 
-BATCH = 20_000  # messages applied in one transaction
+BATCH = 10_000  # messages applied in one transaction
 GIVE_UP = 60.0  # seconds without progress after which --once gives up
 POLL_SECONDS = 0.2  # how long to wait for the first message of a batch
 

@@ -442,30 +442,37 @@ def test_consumers_side_by_side_never_replace_a_newer_state(quiet: Pipeline, des
         query(destination, "DROP TRIGGER watch ON employees; DROP FUNCTION watch; DROP TABLE seen")
 
 
-@pytest.mark.xfail(
-    strict=False,
-    raises=psycopg2.errors.DeadlockDetected,
-    reason="APPLY locks all employees that it knows before all that are new to it: no one order for all consumers",
-)
-def test_consumers_that_apply_the_same_employees_do_not_deadlock(quiet: Pipeline, destination: Connection) -> None:
-    """Employee 3 is new to the first and known to the second, employee 5 known to both."""
+def test_consumers_that_deadlock_over_the_same_employees_end_right(quiet: Pipeline, destination: Connection) -> None:
+    """Known keys are locked before new ones. Here employee 3 is new to the first and known to the second, employee 5
+    known to both: PostgreSQL ends one of them, and its second try finds what the other has done."""
     apply(destination, change(1, 5))
     query(destination, "INSERT INTO cdc_applied SELECT generate_series(1001, 20000), 1; ANALYZE cdc_applied")
-    holder, first, second = quiet.destination(), quiet.destination(), quiet.destination()
+    holder, first, second, third = (quiet.destination() for _ in range(4))
     for session in (first, second):
         query(session, applying.SESSION)
     query(holder, "BEGIN; SELECT FROM cdc_applied WHERE emp_id = 5 FOR UPDATE")
+
+    def apply_persistently(session: Connection, *values: str) -> None:
+        try:
+            apply(session, *values)
+        except psycopg2.errors.DeadlockDetected:
+            query(session, "ROLLBACK")
+            apply(session, *values)
+
     with ThreadPoolExecutor() as pool:
-        parts = [pool.submit(apply, first, change(12, 3, "UPDATE"), change(15, 5, "UPDATE"))]
+        parts = [pool.submit(apply_persistently, first, change(12, 3, city="first"), change(15, 5, city="first"))]
         wait_until(lambda: query(destination, WAITING) == [(1,)], what="the first waits for employee 5")
-        parts.append(pool.submit(apply, quiet.destination(), change(2, 3, "DELETE")))
+        parts.append(pool.submit(apply_persistently, third, change(2, 3, "DELETE")))
         wait_until(lambda: parts[1].done() or query(destination, WAITING) == [(2,)], what="employee 3 becomes known")
-        parts.append(pool.submit(apply, second, change(22, 3, "UPDATE"), change(25, 5, "UPDATE")))
+        parts.append(
+            pool.submit(apply_persistently, second, change(22, 3, city="second"), change(25, 5, city="second"))
+        )
         wait_until(lambda: query(destination, WAITING) >= [(2,)], what="the second waits for employee 5")
         query(holder, "COMMIT")
         for part in parts:
             part.result(20)
     assert query(destination, "SELECT * FROM cdc_applied WHERE emp_id < 10 ORDER BY 1") == [(3, 22), (5, 25)]
+    assert query(destination, "SELECT emp_id, city FROM employees ORDER BY 1") == [(3, "second"), (5, "second")]
 
 
 # Several consumers
@@ -1295,6 +1302,27 @@ def test_a_wrong_password_is_found_before_the_first_message(quiet: Pipeline) -> 
     script = quiet.start("consumer.py", **SAME_PLACE, DESTINATION_DATABASE_URL=url)
     try:
         assert script.process.wait(5) == 2
+    finally:
+        script.kill()
+
+
+@pytest.mark.xfail(
+    strict=True, reason="main: on the way out with an error the consumer is not closed; librdkafka may hang"
+)
+def test_a_consumer_that_ends_with_an_error_ends_at_once(quiet: Pipeline) -> None:
+    """Also when the group has just given it partitions that it has not taken: left to the end of the interpreter,
+    Kafka's client would wait for that without end, deaf to signals."""
+    slow = quiet.sabotaged(
+        "import consumer",
+        "import cli, time",
+        "def look(self):",
+        "    time.sleep(2)",
+        "    cli.fail('a password refused slowly', 2)",
+        "consumer.Destination.look = look",
+    )
+    script = quiet.start(slow, **SAME_PLACE)
+    try:
+        assert script.process.wait(8) == 2
     finally:
         script.kill()
 
