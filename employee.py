@@ -73,7 +73,7 @@ class CDCRecord:
         if text is None:
             raise ValueError("the message has no value")
         try:
-            data = json.loads(text)
+            data = json.loads(text.decode() if isinstance(text, bytes) else text)  # it would take UTF-16 too
         except (ValueError, RecursionError) as error:  # UnicodeDecodeError is a ValueError
             raise ValueError(f"not JSON: {error}") from None
         if not isinstance(data, dict):

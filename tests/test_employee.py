@@ -233,6 +233,23 @@ def test_a_value_that_is_no_record_is_refused_in_words(what: str) -> None:
     str(refusal.value).encode()
 
 
+@pytest.mark.parametrize(
+    "other",
+    [
+        value().encode("utf-16"),
+        value().encode("utf-32-le"),
+        value(department="x").encode().replace(b'"x"', b'"\xed\xa0\x80"'),
+        value(xyz=1).encode().replace(b"xyz", b"\xed\xa0\x80"),
+    ],
+    ids=["UTF-16", "UTF-32", "a surrogate in an unknown field", "a surrogate in a field's name"],
+)
+def test_bytes_that_are_not_utf_8_are_refused_as_by_the_consumer(other: bytes) -> None:
+    with pytest.raises(ValueError, match=r"not JSON|codec"):
+        applying.elements(other)
+    with pytest.raises(ValueError, match="not JSON"):
+        CDCRecord.from_json(other)
+
+
 def arrays(depth: int) -> str:
     return "[" * depth + "]" * depth
 
