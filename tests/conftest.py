@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -14,6 +15,11 @@ from tests.pipeline import ROOT, Pipeline
 
 # These start and kill servers of their own, for minutes: make chaos runs them.
 collect_ignore = [] if os.environ.get("FAULTS") else ["test_chaos.py", "test_outages.py", "test_kraft_cluster.py"]
+
+
+def pytest_configure() -> None:
+    # A shell that starts us in the background has us, and every script that a test starts, ignore Ctrl-C.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def servers(*arguments: str) -> subprocess.CompletedProcess[str]:
