@@ -218,7 +218,7 @@ class Pipeline:
         )
         name = topic or self.topic
         with closing(reader):
-            partitions = list(reader.list_topics(name, timeout=10).topics[name].partitions)
+            partitions = set(reader.list_topics(name, timeout=10).topics[name].partitions)
             reader.assign([TopicPartition(name, number, OFFSET_BEGINNING) for number in partitions])
             found: list[Message] = []
             while partitions:
@@ -227,7 +227,7 @@ class Pipeline:
                     if error is None:
                         found.append(message)
                     elif error.code() == KafkaError._PARTITION_EOF:
-                        partitions.remove(message.partition() or 0)
+                        partitions.discard(message.partition() or 0)
         return sorted(found, key=lambda message: (message.partition() or 0, message.offset() or 0))
 
     def dead_letters(self) -> list[Message]:

@@ -173,7 +173,9 @@ def test_delete_at_a_terminal_asks_first(topics: Pipeline) -> None:
             if isinstance(answer, bytes):
                 os.write(terminal, answer)
             else:
-                process.send_signal(answer)
+                while process.poll() is None:  # Python's input() may miss one that comes just as it begins to wait
+                    process.send_signal(answer)
+                    time.sleep(0.2)
             said = process.stdout.read().decode()
         os.close(terminal)
         yes = answer == b"yes\n"
@@ -220,7 +222,7 @@ def test_the_pipeline_stays_right_while_partitions_are_added(pipeline: Pipeline)
     pipeline.wait_until_equal()
     destination = pipeline.destination()
     assert query(destination, BACKWARDS) == [(0,)]
-    assert query(destination, "SELECT count(*) > 60 FROM seen") == [(True,)]
+    assert query(destination, "SELECT count(*) > 30 FROM seen") == [(True,)]
 
 
 # Status
@@ -324,7 +326,7 @@ NOT_ANSWERING = {
 def test_status_of_a_stage_that_does_not_answer_is_an_error_beside_the_others(pipeline: Pipeline, stage: str) -> None:
     settings, said = NOT_ANSWERING[stage]
     pipeline.environment.update(settings)
-    impatient = pipeline.sabotaged("import admin", "admin.STATUS_WAIT = 1")
+    impatient = pipeline.sabotaged("import status, admin", "status.STATUS_WAIT = 1")
     result = pipeline.run(impatient, "status", "--json")
     assert result.returncode == 1
     assert "Traceback" not in result.stderr
