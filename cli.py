@@ -34,7 +34,7 @@ def start_logging(verbose: bool) -> None:
         force=True,
     )
     # Outages are said once, in our words; the client's own lines repeat with every try.
-    logging.getLogger("librdkafka").setLevel(logging.DEBUG if verbose else logging.CRITICAL)
+    logging.getLogger("librdkafka").setLevel(logging.DEBUG if verbose else logging.CRITICAL + 1)
 
 
 @dataclass

@@ -38,6 +38,8 @@ WRONG_LOGIN = (
     "invalid port",
     "invalid connection option",
 )
+NO_BROKER = (KafkaError._TRANSPORT, KafkaError._TIMED_OUT, KafkaError._ALL_BROKERS_DOWN)  # as what a call raises
+SETTLING = 5.0  # seconds
 SET_UP_MISSING = ("42P01", "42703", "42883")  # undefined table, column, function
 
 
@@ -95,7 +97,11 @@ def first_line(error: BaseException) -> str:
 
 def explain(name: str, url: str, error: psycopg2.Error) -> str:
     """Return one line: which database, what is wrong, and what to do where we know it."""
-    advice = "; run python db_setup.py" if error.pgcode in SET_UP_MISSING else ""
+    advice = ""
+    if error.pgcode in SET_UP_MISSING:
+        advice = "; run python db_setup.py"
+    elif is_wrong_login(error):
+        advice = f"; check {name.upper()}_DATABASE_URL"
     return f"{name} at {address(url)}: {first_line(error)}{advice}"
 
 
@@ -103,10 +109,18 @@ def is_wrong_login(error: psycopg2.Error) -> bool:
     return error.pgcode is None and any(text in str(error) for text in WRONG_LOGIN)
 
 
+def same(what: str) -> tuple[str, str]:
+    return what.partition(": ")[0], what.partition("; ")[2]
+
+
 @dataclass
 class Outage:
     """Says once that a server is away and once that it is back; in between waits longer and longer, up to a second,
-    with jitter so that many clients do not come back in step."""
+    with jitter so that many clients do not come back in step.
+
+    What is said is "who: what is wrong; what to do", and said again only if who or what to do is another: a server that
+    goes down and comes up again gives many reasons.
+    """
 
     stop: cli.Stop
     give_up_after: float = float("inf")  # seconds
@@ -115,33 +129,38 @@ class Outage:
     since: float = 0.0
     delay: float = 0.1
 
-    def wait(self, what: str, sleep: Callable[[float], None] | None = None) -> None:
-        """Wait before the next try; sleep(seconds) may do something useful meanwhile. Exits when to give up."""
-        if not self.said:
-            self.since = time.monotonic()
-        self.say(what)
+    def wait(self, what: str, sleep: Callable[[float], None] | None = None, quiet: bool = False) -> None:
+        """Wait before the next try; sleep(seconds) may do something useful meanwhile. Exits when to give up.
+
+        quiet: it is told already, as something else's outage.
+        """
+        self.since = self.since or time.monotonic()
+        if not quiet:
+            self.say(what)
         if time.monotonic() - self.since > self.give_up_after:
             cli.fail(f"{what}; gave up after {self.give_up_after:.0f} s")
         (sleep or self.stop.sleep)(self.delay * random.uniform(0.5, 1.0))
         self.delay = min(self.delay * 2, 1.0)
 
     def say(self, what: str) -> None:
-        if what != self.said:
+        if same(what) != same(self.said):
             log.warning("%s; waiting", what)
             self.said = what
+        else:
+            log.debug("%s; waiting", what)
 
     def wait_for(
         self, name: str, url: str, error: psycopg2.Error, sleep: Callable[[float], None] | None = None
     ) -> None:
         """Wait for a database. Exits if it refused the login at the first try: a wrong setting, not an outage."""
         if is_wrong_login(error) and not self.reached:
-            cli.fail(f"{explain(name, url, error)}; check {name.upper()}_DATABASE_URL", cli.WRONG_USE)
+            cli.fail(explain(name, url, error), cli.WRONG_USE)
         self.wait(explain(name, url, error), sleep)
 
     def over(self) -> None:
         if self.said:
             log.info("%s answers again", self.said.split(": ")[0])
-        self.reached, self.said, self.delay = True, "", 0.1
+        self.reached, self.said, self.since, self.delay = True, "", 0.0, 0.1
 
 
 @dataclass
@@ -149,29 +168,50 @@ class Kafka:
     """What the Kafka client's callbacks tell about the brokers."""
 
     away: bool = False
+    told: bool = False
+    fatal: str = ""  # the error after which the client is of no more use
+    back: float = float("-inf")  # when they answered again
     bootstrap: str = field(default_factory=lambda: config.KAFKA["bootstrap.servers"])
 
     def on_error(self, error: KafkaError) -> None:
-        if error.code() == KafkaError._ALL_BROKERS_DOWN and not self.away:
-            self.away = True
-            log.warning("Kafka at %s does not answer; waiting", self.bootstrap)
+        if error.code() == KafkaError._ALL_BROKERS_DOWN:
+            self.lost()
+        elif error.fatal() or error.code() == KafkaError._FATAL:
+            self.fatal = error.str()
         elif error.code() in (KafkaError._AUTHENTICATION, KafkaError._SSL, KafkaError._RESOLVE):
             log.warning("Kafka: %s", error.str())
         else:
             log.debug("Kafka: %s", error.str())
 
+    def lost(self) -> None:
+        """Brokers that come and go while they start are one outage: told again only once `ask` finds none."""
+        if not self.away and not self.settling():
+            self.tell()
+        self.away = True
+
+    def tell(self) -> None:
+        if not self.told:
+            self.told = True
+            log.warning("Kafka at %s does not answer; waiting", self.bootstrap)
+
     def answered(self) -> None:
-        if self.away:
-            self.away = False
+        if self.told:
             log.info("Kafka at %s answers again", self.bootstrap)
+        if self.away:
+            self.away, self.told, self.back = False, False, time.monotonic()
+
+    def settling(self) -> bool:
+        """Whether the brokers are away, or back so lately that they may not know all their topics yet."""
+        return self.away or time.monotonic() - self.back < SETTLING
 
     def ask(self, client: Consumer) -> None:
         """Find out whether the brokers are back."""
         try:
             client.list_topics(config.KAFKA_TOPIC, timeout=1)
         except KafkaException:
-            return
-        self.answered()
+            self.tell()
+        else:
+            self.answered()
 
 
 def kafka_client(kind: Callable[..., Client], settings: dict[str, Any], kafka: Kafka) -> Client:

@@ -9,24 +9,29 @@ Several consumers share the partitions. What can never be applied goes to the de
 from __future__ import annotations
 
 import logging
+import threading
 import time
 from dataclasses import dataclass, field
 
 import psycopg2
-from confluent_kafka import OFFSET_STORED, Consumer, KafkaError, KafkaException, Message, Producer, TopicPartition
+from confluent_kafka import Consumer, KafkaError, KafkaException, Message
 from psycopg2.extensions import connection as Connection
 
 import cli
 import config
-from apply import DATA_ERRORS, SESSION, Elements, apply, elements
-from connection import Kafka, Outage, WrongSetting, connect, explain, first_line, kafka_client
+from apply import SESSION
+from connection import Kafka, Outage, WrongSetting, connect, explain, kafka_client
 from employee import named
+from graves import Graves, Stopped, apply_or_bury
+from offsets import Offsets, from_the_first
 
 log = logging.getLogger("consumer")
 
 BATCH = 10_000  # messages applied in one transaction
 GIVE_UP = 60.0  # seconds without progress after which --once gives up
 POLL_SECONDS = 0.2  # how long to wait for the first message of a batch
+LEAVE_SECONDS = 5.0  # how long to wait for Kafka at the end
+FENCED_AGAIN = 10.0  # seconds after which a consumer that was fenced may be so again
 
 KAFKA_SETTINGS = {
     "group.id": config.KAFKA_GROUP_ID,
@@ -42,11 +47,6 @@ KAFKA_SETTINGS = {
     "queued.max.messages.kbytes": 8_192,
     "socket.nagle.disable": True,
 }
-DEAD_LETTER_SETTINGS = {
-    "enable.idempotence": True,
-    "message.timeout.ms": 0,
-    "message.max.bytes": 1_000_000_000,  # the broker decides
-}
 
 
 def next_batch(consumer: Consumer) -> list[Message]:
@@ -54,71 +54,6 @@ def next_batch(consumer: Consumer) -> list[Message]:
     first = consumer.poll(POLL_SECONDS)
     # consume(n, timeout) would wait the whole time-out for a full batch
     return [] if first is None else [first, *consumer.consume(BATCH - 1, 0)]
-
-
-def apply_or_bury(destination: Connection, messages: list[Message], graves: Graves) -> int:
-    """Apply messages; what is no record goes to the dead-letter topic. Returns how many employees changed."""
-    records: list[tuple[Message, Elements]] = []
-    for message in messages:
-        try:
-            records.append((message, elements(message.value())))
-        except ValueError as error:
-            graves.bury(message, str(error))
-    return apply_halved(destination, records, graves) if records else 0
-
-
-def apply_halved(destination: Connection, records: list[tuple[Message, Elements]], graves: Graves) -> int:
-    """Apply records; where PostgreSQL refuses them for their data, halve them until the bad ones stand alone."""
-    try:
-        return apply(destination, [record for _, record in records])
-    except DATA_ERRORS as error:
-        if len(records) == 1:
-            graves.bury(records[0][0], first_line(error))
-            return 0
-    middle = len(records) // 2
-    return sum(apply_halved(destination, half, graves) for half in (records[:middle], records[middle:]))
-
-
-@dataclass
-class Graves:
-    """Where dead letters go: the topic <topic>_dlq. Its client is made for the first one."""
-
-    kafka: Kafka
-    stop: cli.Stop
-    producer: Producer | None = None
-    buried: set[tuple[int | None, int | None]] = field(default_factory=set)  # of the batch: partition, offset
-
-    def bury(self, message: Message, error: str) -> None:
-        """Send a message to the dead-letter topic, with its origin and the error, and wait until it is acknowledged.
-
-        Raises KafkaException if Kafka refuses it, Stopped if a stop is requested while Kafka is away.
-        """
-        if self.producer is None:
-            self.producer = kafka_client(Producer, DEAD_LETTER_SETTINGS, self.kafka)
-        place = (message.partition(), message.offset())
-        if place in self.buried:  # at an earlier try of the same batch
-            return
-        origin = {"topic": message.topic(), "partition": message.partition(), "offset": message.offset()}
-        failures: list[KafkaError] = []
-        self.producer.produce(
-            config.DEAD_LETTER_TOPIC,
-            message.value(),
-            message.key(),
-            headers={**{name: str(value).encode() for name, value in origin.items()}, "error": error.encode()},
-            on_delivery=lambda failure, _: failures.append(failure) if failure else None,
-        )
-        while self.producer.flush(1.0):
-            if self.stop.requested:
-                raise Stopped
-        if failures:
-            self.producer = None
-            raise KafkaException(failures[0])
-        self.buried.add(place)
-        log.error("message at partition %s offset %s → dead letter: %s", message.partition(), message.offset(), error)
-
-
-class Stopped(Exception):
-    """A stop was requested while the batch could not be finished; its offsets are not committed."""
 
 
 @dataclass
@@ -182,112 +117,63 @@ class Destination:
             self.connection = None
 
 
-def commit(consumer: Consumer, messages: list[Message], wait: bool = False) -> None:
-    """Commit the offsets behind messages, for the partitions that are still ours. Called after they were applied: a
-    crash before it reads them again, and the gate drops them."""
-    offsets = {(message.topic() or "", message.partition() or 0): (message.offset() or 0) + 1 for message in messages}
-    ours = {(partition.topic, partition.partition) for partition in consumer.assignment()}
-    behind = [TopicPartition(*partition, offset) for partition, offset in offsets.items() if partition in ours]
-    if behind:
-        try:
-            consumer.commit(offsets=behind, asynchronous=not wait)  # type: ignore[call-overload]
-        except KafkaException as error:
-            log.debug("offsets not committed: %s", error.args[0].str())
+class Fenced(Exception):
+    """Kafka gave our place to another consumer with the same KAFKA_GROUP_INSTANCE_ID."""
 
 
-def from_the_first(consumer: Consumer, event: Message) -> None:
-    """Read a partition from its first message, as there is no committed offset or no message at it. Never in silence:
-    messages that retention removed unread are lost to us."""
-    partition = TopicPartition(event.topic() or "", event.partition() or 0)
-    if partition not in consumer.assignment():  # given up meanwhile
-        return
-    try:
-        low, high = consumer.get_watermark_offsets(partition, timeout=5)
-        (committed,) = consumer.committed([partition], timeout=5)
-    except KafkaException:
-        partition.offset = OFFSET_STORED  # Kafka went away meanwhile: the same event comes again
-    else:
-        partition.offset = low
-        if 0 <= committed.offset < low:
-            log.error(
-                "MESSAGES ARE GONE: partition %s was read up to offset %s, Kafka keeps them from %s on only. Going on "
-                "from there; run python verify.py --repair",
-                partition.partition,
-                committed.offset,
-                low,
-            )
-        elif committed.offset > high:
-            log.error(
-                "THE TOPIC WAS MADE ANEW: partition %s ends at offset %s, we were at %s. Reading it from its first "
-                "message; run python verify.py --repair",
-                partition.partition,
-                high,
-                committed.offset,
-            )
-    consumer.incremental_unassign([partition])
-    consumer.incremental_assign([partition])
-
-
-def handle(event: Message, consumer: Consumer, drained: set[int], topic: Outage) -> None:
-    """Act on what is no message: an end of partition, an offset out of range, a topic that is not there."""
+def handle(event: Message, consumer: Consumer, drained: set[int], kafka: Kafka) -> None:
+    """Act on what is no message: an end of partition, an offset out of range."""
     error = event.error()
     assert error is not None
     if error.code() == KafkaError._PARTITION_EOF:
         drained.add(event.partition() or 0)
     elif error.code() == KafkaError._AUTO_OFFSET_RESET:
         from_the_first(consumer, event)
-    elif error.code() == KafkaError.UNKNOWN_TOPIC_OR_PART:
-        topic.say(f"topic {config.KAFKA_TOPIC}: it does not exist; run python admin.py")
-    elif error.fatal() or error.code() == KafkaError._FATAL:  # another consumer took our KAFKA_GROUP_INSTANCE_ID
-        cli.fail(f"Kafka: {error.str()}")
+    elif error.fatal() or error.code() == KafkaError._FATAL:
+        kafka.fatal = error.str()
     else:
         log.debug("Kafka: %s", error.str())
 
 
-def consume(consumer: Consumer, kafka: Kafka, stop: cli.Stop, once: bool) -> None:
-    """Apply batches until a stop is requested, or with once until all assigned partitions are read to their end."""
-    report = cli.Report(log, "applied")
-    destination = Destination(Outage(stop, give_up_after=GIVE_UP if once else float("inf")))
-    graves, topic = Graves(kafka, stop), Outage(stop)
+def consume(
+    consumer: Consumer, offsets: Offsets, destination: Destination, graves: Graves, report: cli.Report, once: bool
+) -> None:
+    """Apply batches until a stop is requested, or with once until all assigned partitions are read to their end.
+
+    Raises Fenced, Stopped.
+    """
+    kafka, stop = graves.kafka, graves.stop
     drained: set[int] = set()
-    applied: list[Message] = []
     progress = time.monotonic()
-    destination.look()
-    try:
-        while not stop.requested:
-            messages = []
-            for message in [*destination.events, *next_batch(consumer)]:
-                if message.error() is None:
-                    messages.append(message)
-                    drained.discard(message.partition() or 0)
-                else:
-                    handle(message, consumer, drained, topic)
-            destination.events.clear()
-            if messages:
-                started = time.monotonic()
-                kafka.answered()
-                topic.over()
-                graves.buried.clear()
-                changed = destination.apply(consumer, messages, graves)
-                commit(consumer, messages)
-                applied = messages
-                tell(report, messages, graves, changed, started, consumer)
-                progress = time.monotonic()
-                continue
-            report.idle()
-            if kafka.away:
-                kafka.ask(consumer)
-            if once and drained >= {partition.partition for partition in consumer.assignment()} != set():
-                break
-            if once and time.monotonic() - progress > GIVE_UP:
-                cli.fail(f"topic {config.KAFKA_TOPIC} was not read to its end; gave up after {GIVE_UP:.0f} s")
-        if not kafka.away:  # it would wait for Kafka without end
-            commit(consumer, applied, wait=True)
-    except Stopped:
-        log.warning("stopped while a server was away; the batch will be read again")
-    finally:
-        report.end()
-        destination.close()
+    while not stop.requested:
+        messages = []
+        for message in [*destination.events, *next_batch(consumer)]:
+            if message.error() is None:
+                messages.append(message)
+                drained.discard(message.partition() or 0)
+            else:
+                handle(message, consumer, drained, kafka)
+        destination.events.clear()
+        if kafka.fatal:
+            raise Fenced(kafka.fatal)
+        if messages:
+            started = time.monotonic()
+            kafka.answered()
+            graves.buried.clear()
+            changed = destination.apply(consumer, messages, graves)
+            offsets.commit(consumer, messages)
+            tell(report, messages, graves, changed, started, consumer)
+            progress = time.monotonic()
+        offsets.look(consumer)
+        if messages:
+            continue
+        report.idle()
+        if kafka.away:
+            kafka.ask(consumer)
+        if once and drained >= {partition.partition for partition in consumer.assignment()} != set():
+            break
+        if once and time.monotonic() - progress > GIVE_UP:
+            cli.fail(f"topic {config.KAFKA_TOPIC} was not read to its end; gave up after {GIVE_UP:.0f} s")
 
 
 def tell(
@@ -310,34 +196,64 @@ def tell(
     )
 
 
+def leave(consumer: Consumer, offsets: Offsets) -> None:
+    """Commit what is left to commit and leave the group, if Kafka answers within LEAVE_SECONDS."""
+    kafka = offsets.kafka
+    end = time.monotonic() + (0.0 if kafka.away or kafka.fatal else LEAVE_SECONDS)
+    offsets.leaving = True
+    offsets.send(consumer)
+    while offsets.pending and time.monotonic() < end and not kafka.away:
+        consumer.poll(0.05)
+    if not kafka.fatal:  # left to close(), a rebalance under way could hang it for good: librdkafka issue 4041
+        consumer.unsubscribe()
+        while consumer.assignment() and time.monotonic() < end:
+            consumer.poll(0.05)
+    closing = threading.Thread(target=consumer.close, daemon=True)  # without Kafka it would wait without end
+    closing.start()
+    closing.join(max(0.0, end - time.monotonic()))
+
+
+def member(kafka: Kafka, destination: Destination, graves: Graves, report: cli.Report, once: bool) -> None:
+    """Join the group and consume; leave it, whatever happens. Raises as consume."""
+    offsets = Offsets(kafka, Outage(graves.stop))
+    callbacks = {"on_commit": offsets.on_commit, "enable.partition.eof": once}
+    consumer = kafka_client(Consumer, {**KAFKA_SETTINGS, **callbacks}, kafka)
+    destination.events.clear()
+    try:
+        consumer.subscribe([config.KAFKA_TOPIC], on_assign=offsets.on_assign, on_revoke=offsets.on_revoke)
+        destination.look()
+        consume(consumer, offsets, destination, graves, report, once)
+    finally:
+        leave(consumer, offsets)
+
+
 def main() -> None:
     parser = cli.parser(__doc__)
     parser.add_argument("--once", action="store_true", help="apply what is in the topic, then exit")
     arguments = parser.parse_args()
     cli.start_logging(arguments.verbose)
-    stop = cli.stop_on_signals()
-    kafka = Kafka()
+    stop, kafka = cli.stop_on_signals(), Kafka()
+    report = cli.Report(log, "applied")
+    destination = Destination(Outage(stop, give_up_after=GIVE_UP if arguments.once else float("inf")))
+    graves = Graves(kafka, stop)
+    fenced = float("-inf")
     try:
-        consumer = kafka_client(Consumer, {**KAFKA_SETTINGS, "enable.partition.eof": arguments.once}, kafka)
-        consumer.subscribe([config.KAFKA_TOPIC], on_assign=on_assign, on_revoke=on_revoke)
-        consume(consumer, kafka, stop, arguments.once)
-        if not kafka.away:  # it would wait for Kafka without end
-            consumer.close()
+        while True:
+            try:
+                member(kafka, destination, graves, report, arguments.once)
+                break
+            except Fenced as error:  # also by ourselves, with a commit that an outage held up
+                if time.monotonic() - fenced < FENCED_AGAIN and not kafka.settling():
+                    cli.fail(f"Kafka: {error}; does another consumer run with our KAFKA_GROUP_INSTANCE_ID?")
+                log.warning("Kafka: %s; joining the group again", error)
+                fenced, kafka.fatal = time.monotonic(), ""
+    except Stopped:
+        log.warning("stopped while a server was away; the batch will be read again")
     except WrongSetting as error:
         cli.fail(str(error), cli.WRONG_USE)
-
-
-def on_assign(_: Consumer, partitions: list[TopicPartition]) -> None:
-    log.info("partitions assigned: %s", numbers(partitions))
-
-
-def on_revoke(consumer: Consumer, partitions: list[TopicPartition]) -> None:
-    consumer.resume(partitions)  # a partition paused in an outage would still be paused when it comes back
-    log.info("partitions given up: %s", numbers(partitions))
-
-
-def numbers(partitions: list[TopicPartition]) -> str:
-    return ", ".join(str(partition.partition) for partition in sorted(partitions, key=lambda p: p.partition)) or "none"
+    finally:
+        report.end()
+        destination.close()
 
 
 if __name__ == "__main__":

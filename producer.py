@@ -20,7 +20,7 @@ from psycopg2.extensions import connection as Connection
 
 import cli
 import config
-from connection import Kafka, Outage, WrongSetting, connect, kafka_client
+from connection import NO_BROKER, Kafka, Outage, WrongSetting, connect, kafka_client
 from emp_cdc import (
     LEFT,
     Change,
@@ -148,6 +148,7 @@ def newest_published(kafka: Kafka, stop: cli.Stop) -> int:
     )
     with closing(reader):
         metadata = reader.list_topics(config.KAFKA_TOPIC, timeout=5).topics[config.KAFKA_TOPIC]
+        kafka.answered()
         if metadata.error is not None:
             raise KafkaException(metadata.error)
         ends = {}
@@ -289,9 +290,14 @@ def main() -> None:
         except psycopg2.Error as error:
             outage.wait_for("source", config.SOURCE_DATABASE_URL, error)
         except KafkaException as error:
-            advice = "; run python admin.py" if error.args[0].code() == KafkaError.UNKNOWN_TOPIC_OR_PART else ""
-            outage.wait(f"topic {config.KAFKA_TOPIC}: {error.args[0].str()}{advice}")
-        except (SetUpMissing, PositionLost, NotPublished) as error:
+            reason = error.args[0]
+            if reason.code() in NO_BROKER:
+                kafka.lost()
+            advice = "; run python admin.py" if reason.code() == KafkaError.UNKNOWN_TOPIC_OR_PART else ""
+            outage.wait(f"topic {config.KAFKA_TOPIC}: {reason.str()}{advice}", quiet=kafka.settling())
+        except NotPublished as error:
+            outage.wait(f"topic {config.KAFKA_TOPIC}: {error}", quiet=kafka.settling())
+        except (SetUpMissing, PositionLost) as error:
             outage.wait(str(error))
         except WrongSetting as error:
             cli.fail(str(error), cli.WRONG_USE)

@@ -10,8 +10,6 @@ from tests.pipeline import ROOT
 ARGUMENTS = ["--seconds", "60", "--port-offset", "2100"]
 # A busy machine may be slow; the 10 s are for `make chaos`.
 ARGUMENTS += ["--limit", "30"]
-# Known: a consumer with KAFKA_GROUP_INSTANCE_ID fences itself after an outage by a commit that was on its way.
-ARGUMENTS += ["--without", "Kafka killed, a consumer with"]
 
 
 def test_nothing_is_lost_and_nothing_goes_backwards_whatever_fails() -> None:

@@ -81,7 +81,11 @@ def all_in_sync() -> bool:
 
 def wait_until_all_consumers_read() -> None:
     """Wait until each consumer has a partition of its own."""
-    wait_until(lambda: len(status()["kafka"]["members"]) == len(CONSUMERS), PATIENCE, lambda: json.dumps(status()))
+
+    def why() -> str:
+        return f"{json.dumps(status(), indent=1)}\n{CLUSTER.run('logs', '--tail', '40', *CONSUMERS)}"
+
+    wait_until(lambda: len(status()["kafka"]["members"]) == len(CONSUMERS), PATIENCE, why)
 
 
 def active_producer() -> str:

@@ -1,0 +1,87 @@
+"""What can never be applied goes to the dead-letter topic, alone, and the rest of its batch goes on."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass, field
+
+from confluent_kafka import KafkaError, KafkaException, Message, Producer
+from psycopg2.extensions import connection as Connection
+
+import cli
+import config
+from apply import DATA_ERRORS, Elements, apply, elements
+from connection import Kafka, first_line, kafka_client
+
+log = logging.getLogger("consumer")
+
+KAFKA_SETTINGS = {
+    "enable.idempotence": True,
+    "message.timeout.ms": 0,
+    "message.max.bytes": 1_000_000_000,  # the broker decides
+}
+
+
+@dataclass
+class Graves:
+    """Where dead letters go: the topic <topic>_dlq. Its client is made for the first one."""
+
+    kafka: Kafka
+    stop: cli.Stop
+    producer: Producer | None = None
+    buried: set[tuple[int | None, int | None]] = field(default_factory=set)  # of the batch: partition, offset
+
+    def bury(self, message: Message, error: str) -> None:
+        """Send a message to the dead-letter topic, with its origin and the error, and wait until it is acknowledged.
+
+        Raises KafkaException if Kafka refuses it, Stopped if a stop is requested while Kafka is away.
+        """
+        if self.producer is None:
+            self.producer = kafka_client(Producer, KAFKA_SETTINGS, self.kafka)
+        place = (message.partition(), message.offset())
+        if place in self.buried:  # at an earlier try of the same batch
+            return
+        origin = {"topic": message.topic(), "partition": message.partition(), "offset": message.offset()}
+        failures: list[KafkaError] = []
+        self.producer.produce(
+            config.DEAD_LETTER_TOPIC,
+            message.value(),
+            message.key(),
+            headers={**{name: str(value).encode() for name, value in origin.items()}, "error": error.encode()},
+            on_delivery=lambda failure, _: failures.append(failure) if failure else None,
+        )
+        while self.producer.flush(1.0):
+            if self.stop.requested:
+                raise Stopped
+        if failures:
+            self.producer = None
+            raise KafkaException(failures[0])
+        self.buried.add(place)
+        log.error("message at partition %s offset %s → dead letter: %s", message.partition(), message.offset(), error)
+
+
+class Stopped(Exception):
+    """A stop was requested while the batch could not be finished; its offsets are not committed."""
+
+
+def apply_or_bury(destination: Connection, messages: list[Message], graves: Graves) -> int:
+    """Apply messages; what is no record goes to the dead-letter topic. Returns how many employees changed."""
+    records: list[tuple[Message, Elements]] = []
+    for message in messages:
+        try:
+            records.append((message, elements(message.value())))
+        except ValueError as error:
+            graves.bury(message, str(error))
+    return apply_halved(destination, records, graves) if records else 0
+
+
+def apply_halved(destination: Connection, records: list[tuple[Message, Elements]], graves: Graves) -> int:
+    """Apply records; where PostgreSQL refuses them for their data, halve them until the bad ones stand alone."""
+    try:
+        return apply(destination, [record for _, record in records])
+    except DATA_ERRORS as error:
+        if len(records) == 1:
+            graves.bury(records[0][0], first_line(error))
+            return 0
+    middle = len(records) // 2
+    return sum(apply_halved(destination, half, graves) for half in (records[:middle], records[middle:]))
