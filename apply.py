@@ -100,28 +100,33 @@ def element(column: str | int | None) -> str:
     return '"' + column.replace("\\", "\\\\").replace('"', '\\"') + '"'
 
 
-def newest(records: Iterable[Elements]) -> list[Elements]:
+def newest(records: Iterable[Elements]) -> Iterable[Elements]:
     """Return the newest record of each employee."""
     found: dict[str, Elements] = {}
     for record in records:
-        other = found.get(record[1])
-        if other is None or int(other[0]) < int(record[0]):
-            found[record[1]] = record
-    return list(found.values())
+        keep_newest(found, record)
+    return found.values()
 
 
-def arrays(records: list[Elements]) -> dict[str, str]:
+def keep_newest(found: dict[str, Elements], record: Elements) -> None:
+    """Put a record into found, by emp_id, unless a newer one is there."""
+    other = found.setdefault(record[1], record)
+    if other is not record and int(other[0]) < int(record[0]):
+        found[record[1]] = record
+
+
+def arrays(records: Iterable[Elements]) -> dict[str, str]:
     """Return the columns of records, at least one, as PostgreSQL arrays."""
     columns = zip(*records, strict=True)
     return {name: "{" + ",".join(column) + "}" for name, column in zip(CDC_COLUMNS, columns, strict=True)}
 
 
 def apply(destination: Connection, records: Iterable[Elements]) -> int:
-    """Apply records in one transaction; returns how many employees changed. The rest was stale or superseded.
+    """Apply records, one for each employee, in one transaction. Returns how many employees changed; the rest was stale.
 
     Raises one of DATA_ERRORS for records that the destination refuses.
     """
-    columns = arrays(newest(records))
+    columns = arrays(records)
     try:
         return run(destination, APPLY, columns)
     except psycopg2.errors.UniqueViolation:

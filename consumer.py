@@ -9,12 +9,16 @@ Several consumers share the partitions. What can never be applied goes to the de
 from __future__ import annotations
 
 import logging
+import select
 import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 import psycopg2
 from confluent_kafka import Consumer, KafkaError, KafkaException, Message
+from psycopg2.extensions import POLL_OK, POLL_READ, set_wait_callback
 from psycopg2.extensions import connection as Connection
 
 import cli
@@ -22,12 +26,15 @@ import config
 from apply import SESSION
 from connection import Kafka, Outage, WrongSetting, connect, explain, kafka_client
 from employee import named
-from graves import Graves, Stopped, apply_or_bury
+from graves import Batch, Graves, Stopped, apply_or_bury
 from offsets import Offsets, from_the_first
 
 log = logging.getLogger("consumer")
 
-BATCH = 10_000  # messages applied in one transaction
+CHUNK = 1_000  # messages taken from the client's queue at once
+SLICE = 200  # messages read at once while PostgreSQL works at the batch before
+FILL = 0.05  # seconds that a batch of more than a chunk waits for the next one
+FILL_AT_MOST = 0.15  # seconds for all of them
 GIVE_UP = 60.0  # seconds without progress after which --once gives up
 POLL_SECONDS = 0.2  # how long to wait for the first message of a batch
 LEAVE_SECONDS = 5.0  # how long to wait for Kafka at the end
@@ -49,11 +56,47 @@ KAFKA_SETTINGS = {
 }
 
 
-def next_batch(consumer: Consumer) -> list[Message]:
-    """Return the messages and events that are there, at most BATCH; waits for the first one only."""
-    first = consumer.poll(POLL_SECONDS)
-    # consume(n, timeout) would wait the whole time-out for a full batch
-    return [] if first is None else [first, *consumer.consume(BATCH - 1, 0)]
+@dataclass
+class Intake:
+    """What was read and is not applied yet: a batch of messages, and the events among them."""
+
+    consumer: Consumer
+    batch: Batch = field(default_factory=Batch)
+    events: list[Message] = field(default_factory=list)
+
+    def take(self, found: list[Message]) -> bool:
+        for message in found:
+            if message.error() is None:
+                self.batch.add(message)
+            else:
+                self.events.append(message)
+        return bool(found)
+
+    def fill(self) -> None:
+        """Read what is there; waits for the first message only."""
+        if not self.batch.messages and not self.events:
+            first = self.consumer.poll(POLL_SECONDS)
+            if first is None:
+                return
+            self.take([first])
+        # With a time-out, consume() waits all of it for a full chunk: only where a backlog is read.
+        end = time.monotonic() + FILL_AT_MOST
+        while not self.batch.full() and time.monotonic() < end:
+            patience = FILL if len(self.batch.messages) >= CHUNK else 0
+            if not self.take(self.consumer.consume(CHUNK, patience)):
+                break
+
+    def hand_out(self) -> tuple[Batch, list[Message]]:
+        handed, self.batch, self.events = (self.batch, self.events), Batch(), []
+        return handed
+
+    def read_on(self, destination: Connection) -> None:
+        """Read the next batch while PostgreSQL works at this one; a wait callback of psycopg2."""
+        while (state := destination.poll()) != POLL_OK:
+            reading, writing = ([destination], []) if state == POLL_READ else ([], [destination])
+            while not any(select.select(reading, writing, [], 0)[:2]):
+                if self.batch.full() or not self.take(self.consumer.consume(SLICE, 0)):
+                    select.select(reading, writing, [], 0.005)
 
 
 @dataclass
@@ -62,7 +105,6 @@ class Destination:
 
     outage: Outage
     connection: Connection | None = None
-    events: list[Message] = field(default_factory=list)  # that came while it was away
 
     def connect(self) -> Connection:
         if self.connection is None:
@@ -77,16 +119,17 @@ class Destination:
         except psycopg2.Error as error:
             self.outage.wait_for("destination", config.DESTINATION_DATABASE_URL, error)
 
-    def apply(self, consumer: Consumer, messages: list[Message], graves: Graves) -> int:
-        """Apply messages, however long the destination is away. Returns how many employees changed.
+    def apply(self, intake: Intake, batch: Batch, graves: Graves) -> int:
+        """Apply a batch, however long the destination is away. Returns how many employees changed.
 
         The partitions are paused and the consumer polled meanwhile, so that its group keeps it. Raises Stopped if a
-        stop is requested before the messages are applied.
+        stop is requested before it is applied.
         """
         paused = False
         while True:
             try:
-                changed = apply_or_bury(self.connect(), messages, graves)
+                with reading_on(intake, batch, self.connect()) as connection:
+                    changed = apply_or_bury(connection, batch, graves)
                 break
             except psycopg2.Error as error:
                 self.close()
@@ -95,26 +138,37 @@ class Destination:
                 topic = config.DEAD_LETTER_TOPIC
                 what = f"topic {topic}: {error.args[0].str()}; if it is missing, run python admin.py"
             paused = True
-            self.outage.wait(what, lambda seconds: self.poll_paused(consumer, seconds, messages))
+            self.outage.wait(what, lambda seconds: self.poll_paused(intake, seconds))
             if self.outage.stop.requested:
                 raise Stopped
         if paused:
-            consumer.resume(consumer.assignment())
+            intake.consumer.resume(intake.consumer.assignment())
         self.outage.over()
         return changed
 
-    def poll_paused(self, consumer: Consumer, seconds: float, messages: list[Message]) -> None:
+    def poll_paused(self, intake: Intake, seconds: float) -> None:
         """Stay a member of the group for so many seconds without reading on. Partitions that the group hands us
-        meanwhile may give a message before they are paused too: it joins messages."""
-        consumer.pause(consumer.assignment())
-        message = consumer.poll(seconds)
+        meanwhile may give a message before they are paused too."""
+        intake.consumer.pause(intake.consumer.assignment())
+        message = intake.consumer.poll(seconds)
         if message is not None:
-            (messages if message.error() is None else self.events).append(message)
+            intake.take([message])
 
     def close(self) -> None:
         if self.connection is not None:
             self.connection.close()
             self.connection = None
+
+
+@contextmanager
+def reading_on(intake: Intake, batch: Batch, destination: Connection) -> Iterator[Connection]:
+    """In a backlog, read on while the destination works."""
+    if len(batch.messages) >= CHUNK:
+        set_wait_callback(intake.read_on)
+    try:
+        yield destination
+    finally:
+        set_wait_callback(None)
 
 
 class Fenced(Exception):
@@ -145,27 +199,27 @@ def consume(
     kafka, stop = graves.kafka, graves.stop
     drained: set[int] = set()
     progress = time.monotonic()
+    intake = Intake(consumer)
     while not stop.requested:
-        messages = []
-        for message in [*destination.events, *next_batch(consumer)]:
-            if message.error() is None:
-                messages.append(message)
-                drained.discard(message.partition() or 0)
-            else:
-                handle(message, consumer, drained, kafka)
-        destination.events.clear()
+        intake.fill()
+        batch, events = intake.hand_out()
+        if drained:
+            drained -= {message.partition() or 0 for message in batch.messages}
+        for event in events:
+            handle(event, consumer, drained, kafka)
         if kafka.fatal:
             raise Fenced(kafka.fatal)
-        if messages:
+        if batch.messages:
             started = time.monotonic()
             kafka.answered()
             graves.buried.clear()
-            changed = destination.apply(consumer, messages, graves)
-            offsets.commit(consumer, messages)
-            tell(report, messages, graves, changed, started, consumer)
+            changed = destination.apply(intake, batch, graves)
+            offsets.commit(consumer, batch.messages)
+            tell(report, batch, graves, changed, started, consumer)
             progress = time.monotonic()
-        offsets.look(consumer)
-        if messages:
+        if offsets.look(consumer):
+            intake.hand_out()  # it is from the old topic
+        if batch.messages:
             continue
         report.idle()
         if kafka.away:
@@ -176,12 +230,10 @@ def consume(
             cli.fail(f"topic {config.KAFKA_TOPIC} was not read to its end; gave up after {GIVE_UP:.0f} s")
 
 
-def tell(
-    report: cli.Report, messages: list[Message], graves: Graves, changed: int, started: float, consumer: Consumer
-) -> None:
+def tell(report: cli.Report, batch: Batch, graves: Graves, changed: int, started: float, consumer: Consumer) -> None:
     def names() -> list[str]:
         outcome = "applied" if changed else "already applied"
-        told = [m for m in messages if (m.partition(), m.offset()) not in graves.buried]
+        told = [m for m in batch.messages if (m.partition(), m.offset()) not in graves.buried]
         return [f"{name} → {outcome}, offset {offset}" for name, offset in (named(m.value()) for m in told)]
 
     def left() -> int:
@@ -191,9 +243,8 @@ def tell(
             ends += max(0, high - max(partition.offset, 0))
         return ends
 
-    report.batch(
-        len(messages), named(messages[-1].value())[1], started, names, left if len(messages) >= BATCH else None
-    )
+    last = named(batch.messages[-1].value())[1]
+    report.batch(len(batch.messages), last, started, names, left if batch.full() else None)
 
 
 def leave(consumer: Consumer, offsets: Offsets) -> None:
@@ -218,7 +269,6 @@ def member(kafka: Kafka, destination: Destination, graves: Graves, report: cli.R
     offsets = Offsets(kafka, Outage(graves.stop))
     callbacks = {"on_commit": offsets.on_commit, "enable.partition.eof": once}
     consumer = kafka_client(Consumer, {**KAFKA_SETTINGS, **callbacks}, kafka)
-    destination.events.clear()
     try:
         consumer.subscribe([config.KAFKA_TOPIC], on_assign=offsets.on_assign, on_revoke=offsets.on_revoke)
         destination.look()

@@ -10,16 +10,40 @@ from psycopg2.extensions import connection as Connection
 
 import cli
 import config
-from apply import DATA_ERRORS, Elements, apply, elements
+from apply import DATA_ERRORS, Elements, apply, elements, keep_newest, newest
 from connection import Kafka, first_line, kafka_client
 
 log = logging.getLogger("consumer")
+
+EMPLOYEES = 10_000  # applied in one transaction, or a little more
+MESSAGES = 40_000  # of a batch: where few employees change often, most are superseded within it
 
 KAFKA_SETTINGS = {
     "enable.idempotence": True,
     "message.timeout.ms": 0,
     "message.max.bytes": 1_000_000_000,  # the broker decides
 }
+
+
+@dataclass
+class Batch:
+    """What is applied in one transaction: of many messages the newest record of each employee."""
+
+    messages: list[Message] = field(default_factory=list)
+    newest: dict[str, Elements] = field(default_factory=dict)  # by emp_id
+    bad: list[tuple[Message, str]] = field(default_factory=list)  # what is no record, and why
+
+    def add(self, message: Message) -> None:
+        self.messages.append(message)
+        try:
+            record = elements(message.value())
+        except ValueError as error:
+            self.bad.append((message, str(error)))
+            return
+        keep_newest(self.newest, record)
+
+    def full(self) -> bool:
+        return len(self.newest) >= EMPLOYEES or len(self.messages) >= MESSAGES
 
 
 @dataclass
@@ -64,24 +88,26 @@ class Stopped(Exception):
     """A stop was requested while the batch could not be finished; its offsets are not committed."""
 
 
-def apply_or_bury(destination: Connection, messages: list[Message], graves: Graves) -> int:
-    """Apply messages; what is no record goes to the dead-letter topic. Returns how many employees changed."""
-    records: list[tuple[Message, Elements]] = []
-    for message in messages:
-        try:
-            records.append((message, elements(message.value())))
-        except ValueError as error:
-            graves.bury(message, str(error))
-    return apply_halved(destination, records, graves) if records else 0
+def apply_or_bury(destination: Connection, batch: Batch, graves: Graves) -> int:
+    """Apply a batch; what is no record goes to the dead-letter topic. Returns how many employees changed."""
+    for message, error in batch.bad:
+        graves.bury(message, error)
+    if not batch.newest:
+        return 0
+    try:
+        return apply(destination, batch.newest.values())
+    except DATA_ERRORS:
+        bad = {id(message) for message, _ in batch.bad}
+        return apply_halved(destination, [message for message in batch.messages if id(message) not in bad], graves)
 
 
-def apply_halved(destination: Connection, records: list[tuple[Message, Elements]], graves: Graves) -> int:
+def apply_halved(destination: Connection, messages: list[Message], graves: Graves) -> int:
     """Apply records; where PostgreSQL refuses them for their data, halve them until the bad ones stand alone."""
     try:
-        return apply(destination, [record for _, record in records])
+        return apply(destination, newest(elements(message.value()) for message in messages))
     except DATA_ERRORS as error:
-        if len(records) == 1:
-            graves.bury(records[0][0], first_line(error))
+        if len(messages) == 1:
+            graves.bury(messages[0], first_line(error))
             return 0
-    middle = len(records) // 2
-    return sum(apply_halved(destination, half, graves) for half in (records[:middle], records[middle:]))
+    middle = len(messages) // 2
+    return sum(apply_halved(destination, half, graves) for half in (messages[:middle], messages[middle:]))

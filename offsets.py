@@ -100,8 +100,11 @@ class Offsets:
         except KafkaException as error:
             log.debug("offsets not committed: %s", error.args[0].str())
 
-    def look(self, consumer: Consumer) -> None:
-        """Commit again what Kafka has not acknowledged, and see whether the topic is still the one that we read."""
+    def look(self, consumer: Consumer) -> bool:
+        """Commit again what Kafka has not acknowledged, and see whether the topic is still the one that we read.
+
+        Returns whether it was made anew, and is now read from its first message.
+        """
         now = time.monotonic()
         if self.pending and now - self.sent > COMMIT_AGAIN and not self.kafka.away:
             self.send(consumer)
@@ -112,13 +115,15 @@ class Offsets:
         elif self.answer is not None and self.answer.done():
             answer, self.answer = self.answer, None
             try:
-                self.compare(consumer, str(answer.result().topic_id))
+                anew = self.compare(consumer, str(answer.result().topic_id))
                 self.topic.over()
+                return anew
             except KafkaException as error:  # whoever is away is told of by others
                 if error.args[0].code() == KafkaError.UNKNOWN_TOPIC_OR_PART and not self.kafka.settling():
                     self.topic.say(f"topic {config.KAFKA_TOPIC}: it does not exist; run python admin.py")
+        return False
 
-    def compare(self, consumer: Consumer, topic_id: str) -> None:
+    def compare(self, consumer: Consumer, topic_id: str) -> bool:
         """Read from their first message those partitions whose offset belongs to another topic than this one."""
         ours = consumer.assignment()
         anew = [part for part in ours if self.topic_ids.get(part.partition, topic_id) != topic_id]
@@ -133,6 +138,7 @@ class Offsets:
             self.pending.pop(part.partition, None)
         self.topic_id = topic_id
         self.topic_ids = {part.partition: topic_id for part in ours}
+        return bool(anew)
 
 
 def from_the_first(consumer: Consumer, event: Message) -> None:

@@ -292,7 +292,7 @@ def destination(quiet: Pipeline) -> Iterator[Connection]:
 
 
 def apply(destination: Connection, *values: str) -> int:
-    return applying.apply(destination, [applying.elements(value.encode()) for value in values])
+    return applying.apply(destination, applying.newest(applying.elements(value.encode()) for value in values))
 
 
 def test_a_duplicate_is_applied_once(destination: Connection) -> None:
