@@ -21,8 +21,9 @@ demo: $(VENV)/.scripts  ## servers, set-up, producer, consumer and test_cdc.py, 
 	@sh stack/demo.sh $(RUN)
 
 .PHONY: test
-test: lint  ## lint, types, and the test suite on real servers; what fails gets one more try, as machines are busy
-	$(RUN) -m pytest || $(RUN) -m pytest --last-failed --last-failed-no-failures none
+test: lint  ## lint, types, a minute of faults and the suite on real servers; what fails gets one more try
+	FAULTS=1 $(RUN) -m pytest -q tests/test_chaos.py || FAULTS=1 $(RUN) -m pytest tests/test_chaos.py
+	$(RUN) -m pytest -n 2 || $(RUN) -m pytest --last-failed --last-failed-no-failures none
 
 .PHONY: lint
 lint: $(VENV)/.development  ## ruff and mypy --strict

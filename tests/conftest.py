@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import os
 import signal
 import subprocess
@@ -11,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from stack.artifacts import STATE
 from tests.pipeline import ROOT, Pipeline
 
 # These start and kill servers of their own, for minutes: make chaos runs them.
@@ -30,13 +33,24 @@ def servers(*arguments: str) -> subprocess.CompletedProcess[str]:
 
 @pytest.fixture(scope="session")
 def stack() -> Iterator[None]:
-    """The servers of stack/: started where they do not run yet, and then stopped at the end."""
-    ran_before = servers("status").returncode == 0
-    up = servers("up")
-    assert up.returncode == 0, up.stdout + up.stderr
-    yield
-    if not ran_before:
-        servers("down")
+    """The servers of stack/: started where they do not run yet, and then stopped by the last worker that needs them."""
+    STATE.mkdir(parents=True, exist_ok=True)
+    started_by_us = STATE / "started-by-tests"
+    with (STATE / "tests.starting").open("w") as starting, (STATE / "tests.using").open("w") as using:
+        fcntl.flock(starting, fcntl.LOCK_EX)
+        fcntl.flock(using, fcntl.LOCK_SH)
+        if servers("status").returncode != 0:
+            started_by_us.touch()
+        up = servers("up")
+        assert up.returncode == 0, up.stdout + up.stderr
+        fcntl.flock(starting, fcntl.LOCK_UN)
+        yield
+        fcntl.flock(starting, fcntl.LOCK_EX)
+        with contextlib.suppress(BlockingIOError):  # others still use them
+            fcntl.flock(using, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if started_by_us.exists():
+                started_by_us.unlink()
+                servers("down")
 
 
 _numbers = iter(range(1_000_000))

@@ -21,6 +21,8 @@ from psycopg2.extensions import connection as Connection
 import config
 
 ROOT = Path(__file__).resolve().parent.parent
+# The workers of a run must all collect the same tests: they inherit the first one's seed.
+CLOCK_SEED = int(os.environ.setdefault("TESTS_SEED", str(time.time_ns() // 1_000_000)))
 ROWS = "SELECT emp_id, first_name, last_name, dob::text, city, salary FROM employees ORDER BY emp_id"
 
 # At the destination: every state that an employee has there, by the salary, which the test sets to ever higher numbers.
