@@ -20,9 +20,11 @@ $(VENV)/.development: requirements-dev.txt $(VENV)/.scripts
 demo: $(VENV)/.scripts  ## servers, set-up, producer, consumer and test_cdc.py, then all stopped again
 	@sh stack/demo.sh $(RUN)
 
+FAULTS := tests/test_chaos.py tests/test_kraft_cluster.py  # these need the machine for themselves
+
 .PHONY: test
 test: lint  ## lint, types, a minute of faults and the suite on real servers; what fails gets one more try
-	FAULTS=1 $(RUN) -m pytest -q tests/test_chaos.py || FAULTS=1 $(RUN) -m pytest tests/test_chaos.py
+	FAULTS=1 $(RUN) -m pytest $(FAULTS) || FAULTS=1 $(RUN) -m pytest $(FAULTS)
 	$(RUN) -m pytest -n 2 || $(RUN) -m pytest --last-failed --last-failed-no-failures none
 
 .PHONY: lint

@@ -131,7 +131,9 @@ def kraft_settings(node: int, nodes: int, offset: int) -> dict[str, str]:
         "node.id": str(node),
         "controller.quorum.voters": ",".join(f"{n}@127.0.0.1:{19091 + n + offset}" for n in range(1, nodes + 1)),
         "controller.listener.names": "CONTROLLER",
-        "broker.session.timeout.ms": "6000",  # so long the place of a broker that has ended stays taken
+        # So long a killed broker's partitions wait for other leaders; see docker-compose.cluster.yml.
+        "broker.session.timeout.ms": "3000",
+        "broker.heartbeat.interval.ms": "500",
         "listeners": f"PLAINTEXT://127.0.0.1:{port},CONTROLLER://127.0.0.1:{port + 10000}",
         "advertised.listeners": f"PLAINTEXT://localhost:{port}",
         "listener.security.protocol.map": "PLAINTEXT:PLAINTEXT,CONTROLLER:PLAINTEXT",

@@ -35,7 +35,7 @@ def replicated(cluster: dict[str, Server], tmp_path: Path) -> Iterator[Pipeline]
         result = pipeline.run(script, *arguments)
         assert result.returncode == 0, result.stdout + result.stderr
     pipeline.start("producer.py")
-    pipeline.start("consumer.py")
+    pipeline.start("consumer.py", KAFKA_GROUP_INSTANCE_ID="one")  # as in docker-compose.cluster.yml
     query(pipeline.source(), f"INSERT INTO employees (emp_id, salary) SELECT n, 0 FROM generate_series(1, {PULSES}) n")
     pipeline.wait_until_equal()
     yield pipeline
@@ -105,7 +105,7 @@ def test_nothing_is_lost_when_the_broker_that_leads_a_partition_is_killed(
     logged = {cdc_id for (cdc_id,) in query(source, "SELECT cdc_id FROM emp_cdc")}
     assert len(replicated.messages()) >= len(logged)
     assert replicated.dead_letters() == []
-    assert delay[0] < 30
+    assert delay[0] < 20  # 10 on a quiet machine
     for script in replicated.scripts:
         assert script.process.poll() is None
         assert "Traceback" not in script.output()
