@@ -19,6 +19,8 @@ from tests.pipeline import ROOT, Pipeline
 # These start and kill servers of their own, for minutes: make chaos runs them.
 collect_ignore = [] if os.environ.get("FAULTS") else ["test_chaos.py", "test_outages.py", "test_kraft_cluster.py"]
 
+VERSIONS = os.environ.get("STACK", "").split()  # of the servers, such as "--postgres 13 --kafka 4"
+
 
 def pytest_configure() -> None:
     # A shell that starts us in the background has us, and every script that a test starts, ignore Ctrl-C.
@@ -27,7 +29,10 @@ def pytest_configure() -> None:
 
 def servers(*arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, str(ROOT / "stack" / "servers.py"), *arguments], capture_output=True, text=True, check=False
+        [sys.executable, str(ROOT / "stack" / "servers.py"), *arguments, *VERSIONS],
+        capture_output=True,
+        text=True,
+        check=False,
     )
 
 

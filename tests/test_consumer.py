@@ -228,6 +228,8 @@ def test_what_statements_leave_behind_arrives(
     shared: Pipeline, both_ends: tuple[Connection, Connection], what: str
 ) -> None:
     source, destination = both_ends
+    if "MERGE" in what and source.server_version < 150000:
+        pytest.skip("MERGE came with PostgreSQL 15")
     for statement in STATEMENTS[what]:
         query(source, statement)
     shared.wait_until_equal()

@@ -71,7 +71,8 @@ def test_ten_writers_at_once_lose_not_one_row(running: Pipeline) -> None:
     ((logged, late),) = query(
         running.source(),
         "SELECT count(*), count(*) FILTER (WHERE behind) FROM "
-        "(SELECT txid < max(txid) OVER (ORDER BY cdc_id ROWS UNBOUNDED PRECEDING) AS behind FROM emp_cdc) AS log",
+        "(SELECT txid < max(txid) OVER (ORDER BY cdc_id ROWS UNBOUNDED PRECEDING) AS behind FROM "
+        "(SELECT cdc_id, txid::text::bigint FROM emp_cdc) AS log) AS ordered",
     )
     print(f"{logged:,} changes, {late:,} logged behind a later transaction's, none lost")
     assert logged > 10 * seconds

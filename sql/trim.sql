@@ -1,0 +1,12 @@
+-- The destination: take deleted employees out of the gate cdc_applied, see "The gate grows" in docs/operations.md.
+--
+--   psql … -v oldest=OFFSET -f sql/trim.sql        OFFSET: on the source, SELECT min(cdc_id) FROM emp_cdc
+
+BEGIN;
+SET LOCAL lock_timeout = '5s';
+-- Consumers wait. Without the lock one of them could be waiting for a row of the gate that goes away, and with it the
+-- change that it was to let through.
+LOCK TABLE cdc_applied IN SHARE ROW EXCLUSIVE MODE;
+DELETE FROM cdc_applied AS applied
+WHERE cdc_id < :oldest AND NOT EXISTS (SELECT FROM employees WHERE employees.emp_id = applied.emp_id);
+COMMIT;
