@@ -42,7 +42,7 @@ ARRAYS = """
 # same employees, as after a rebalance, seldom deadlock, and the one that PostgreSQL then ends tries again.
 APPLY = f"""
 WITH record AS MATERIALIZED (
-    SELECT incoming.*, applied.cdc_id AS before
+    SELECT applied.cdc_id AS before, incoming.cdc_id, action, {COLUMNS}
     FROM unnest({ARRAYS}) AS incoming ({", ".join(CDC_COLUMNS)}) LEFT JOIN cdc_applied AS applied USING (emp_id)
     ORDER BY emp_id
 ), first AS (

@@ -17,6 +17,10 @@ from typing import NoReturn
 
 DONE, FAILED, WRONG_USE = 0, 1, 2
 
+# Objects between two runs of Python's search for cycles; 700 by default. A batch is tens of thousands, none in a cycle,
+# and looking at them again and again took a seventh of the consumer's time.
+FEW_COLLECTIONS = 500_000
+
 
 def parser(doc: str | None) -> argparse.ArgumentParser:
     """Return a parser whose help is the script's own docstring, with --verbose."""

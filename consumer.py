@@ -8,6 +8,7 @@ Several consumers share the partitions. What can never be applied goes to the de
 
 from __future__ import annotations
 
+import gc
 import logging
 import select
 import threading
@@ -282,6 +283,7 @@ def main() -> None:
     parser.add_argument("--once", action="store_true", help="apply what is in the topic, then exit")
     arguments = parser.parse_args()
     cli.start_logging(arguments.verbose)
+    gc.set_threshold(cli.FEW_COLLECTIONS)
     stop, kafka = cli.stop_on_signals(), Kafka()
     report = cli.Report(log, "applied")
     destination = Destination(Outage(stop, give_up_after=GIVE_UP if arguments.once else float("inf")))

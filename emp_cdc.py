@@ -36,15 +36,17 @@ SET synchronous_commit = off;  -- a position lost in a crash only publishes its 
 SET enable_seqscan = off;
 SET plan_cache_mode = force_generic_plan;
 LISTEN emp_cdc;
+-- its first row is its own snapshot, all others are changes
 PREPARE poll (bigint, pg_snapshot, bigint) AS
-SELECT cdc_id, emp_id::text, row_to_json(change)::text, now.snapshot
-FROM (SELECT pg_current_snapshot()::text AS snapshot) AS now LEFT JOIN
-     ((SELECT {COLUMNS} FROM emp_cdc WHERE {RUNNING_THEN} ORDER BY txid LIMIT $3 + 1)
-      UNION ALL
-      (SELECT {COLUMNS} FROM emp_cdc WHERE {BEGUN_LATER} ORDER BY txid LIMIT $3 + 1)
-      UNION ALL
-      (SELECT {COLUMNS} FROM emp_cdc WHERE cdc_id > $1 ORDER BY cdc_id LIMIT $3)) AS change ON true
-ORDER BY cdc_id
+SELECT NULL::bigint AS cdc_id, NULL::text, pg_current_snapshot()::text
+UNION ALL
+SELECT cdc_id, emp_id::text, row_to_json(change)::text FROM
+    ((SELECT {COLUMNS} FROM emp_cdc WHERE {RUNNING_THEN} ORDER BY txid LIMIT $3 + 1)
+     UNION ALL
+     (SELECT {COLUMNS} FROM emp_cdc WHERE {BEGUN_LATER} ORDER BY txid LIMIT $3 + 1)
+     UNION ALL
+     (SELECT {COLUMNS} FROM emp_cdc WHERE cdc_id > $1 ORDER BY cdc_id LIMIT $3)) AS change
+ORDER BY cdc_id NULLS FIRST
 """
 POLL = "EXECUTE poll (%(last_offset)s, %(snapshot)s, %(page_size)s)"
 
@@ -151,9 +153,8 @@ def read_page(source: Connection, position: Position, page_size: int) -> tuple[l
         cursor.execute(
             POLL, {"last_offset": position.last_offset, "snapshot": position.snapshot, "page_size": page_size}
         )
-        rows = cursor.fetchall()
-    snapshot: str = rows[0][-1]
-    return ([] if rows[0][0] is None else [Change._make(row[:-1]) for row in rows]), snapshot
+        (_, _, snapshot), *rows = cursor.fetchall()
+    return list(map(Change._make, rows)), snapshot
 
 
 def late_pages(source: Connection, position: Position, page_size: int) -> Iterator[tuple[list[Change], str]]:

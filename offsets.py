@@ -81,9 +81,13 @@ class Offsets:
         """Commit the offsets behind messages that were applied, of those partitions that are still ours. A crash before
         it reads them again, and the gate drops them."""
         ours = {partition.partition for partition in consumer.assignment()}
-        for message in messages:
-            if message.partition() in ours:
-                self.pending[message.partition() or 0] = (message.offset() or 0) + 1
+        for message in reversed(messages):
+            partition = message.partition() or 0
+            if partition in ours:
+                self.pending[partition] = (message.offset() or 0) + 1
+                ours.discard(partition)
+                if not ours:
+                    break
         self.send(consumer)
 
     def send(self, consumer: Consumer) -> None:

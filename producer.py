@@ -8,6 +8,7 @@ A second producer beside an active one stands by and takes over when the first o
 
 from __future__ import annotations
 
+import gc
 import logging
 import select
 import time
@@ -281,6 +282,7 @@ def main() -> None:
     parser.add_argument("--once", action="store_true", help="publish what is in the log, then exit")
     arguments = parser.parse_args()
     cli.start_logging(arguments.verbose)
+    gc.set_threshold(cli.FEW_COLLECTIONS)
     stop = cli.stop_on_signals()
     kafka, outage = Kafka(), Outage(stop, give_up_after=60 if arguments.once else float("inf"))
     while not stop.requested:

@@ -282,10 +282,11 @@ def test_changes_go_in_the_order_of_their_commits_per_employee_which_is_not_that
         return [CDCRecord.from_json(change.value).city for change in reader.published]
 
     assert cities() == ["older", "newer"]
-    by_cdc_id = "ORDER BY cdc_id\n"
+    by_cdc_id = "ORDER BY cdc_id NULLS FIRST\n"
     assert emp_cdc.PREPARE.endswith(by_cdc_id)
-    by_txid = "ORDER BY (SELECT txid FROM emp_cdc WHERE cdc_id = change.cdc_id), cdc_id"
-    monkeypatch.setattr(emp_cdc, "PREPARE", emp_cdc.PREPARE.removesuffix(by_cdc_id) + by_txid)
+    head, found = emp_cdc.PREPARE.removesuffix(by_cdc_id).split("AS\nSELECT NULL", 1)
+    by_txid = "ORDER BY (SELECT txid FROM emp_cdc WHERE cdc_id = found.cdc_id) NULLS FIRST, cdc_id"
+    monkeypatch.setattr(emp_cdc, "PREPARE", f"{head}AS SELECT * FROM (SELECT NULL{found}) AS found {by_txid}")
     assert cities()[0] == "newer"
 
 
