@@ -34,8 +34,10 @@ log = logging.getLogger("consumer")
 
 CHUNK = 1_000  # messages taken from the client's queue at once
 SLICE = 200  # messages read at once while PostgreSQL works at the batch before
-FILL = 0.05  # seconds that a batch of more than a chunk waits for the next one
-FILL_AT_MOST = 0.15  # seconds for all of them
+# Seconds that a batch of more than a chunk waits for the next one, and for all of them: the larger the batch, the fewer
+# records of an employee are left to apply. Longer where the batch before was such a one, too.
+FILL, FILL_AT_MOST = 0.05, 0.15
+FILL_ON, FILL_ON_AT_MOST = 0.15, 0.4
 GIVE_UP = 60.0  # seconds without progress after which --once gives up
 POLL_SECONDS = 0.2  # how long to wait for the first message of a batch
 LEAVE_SECONDS = 5.0  # how long to wait for Kafka at the end
@@ -64,6 +66,7 @@ class Intake:
     consumer: Consumer
     batch: Batch = field(default_factory=Batch)
     events: list[Message] = field(default_factory=list)
+    backlog: bool = False  # the batch before was more than a chunk
 
     def take(self, found: list[Message]) -> bool:
         for message in found:
@@ -81,14 +84,16 @@ class Intake:
                 return
             self.take([first])
         # With a time-out, consume() waits all of it for a full chunk: only where a backlog is read.
-        end = time.monotonic() + FILL_AT_MOST
+        fill, at_most = (FILL_ON, FILL_ON_AT_MOST) if self.backlog else (FILL, FILL_AT_MOST)
+        end = time.monotonic() + at_most
         while not self.batch.full() and time.monotonic() < end:
-            patience = FILL if len(self.batch.messages) >= CHUNK else 0
+            patience = fill if len(self.batch.messages) >= CHUNK else 0
             if not self.take(self.consumer.consume(CHUNK, patience)):
                 break
 
     def hand_out(self) -> tuple[Batch, list[Message]]:
         handed, self.batch, self.events = (self.batch, self.events), Batch(), []
+        self.backlog = len(handed[0].messages) >= CHUNK
         return handed
 
     def read_on(self, destination: Connection) -> None:

@@ -15,7 +15,7 @@ from connection import Kafka, first_line, kafka_client
 
 log = logging.getLogger("consumer")
 
-EMPLOYEES = 10_000  # applied in one transaction, or a little more
+EMPLOYEES = 16_000  # applied in one transaction, or a little more
 MESSAGES = 40_000  # of a batch: where few employees change often, most are superseded within it
 
 KAFKA_SETTINGS = {
