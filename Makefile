@@ -20,11 +20,12 @@ $(VENV)/.development: requirements-dev.txt $(VENV)/.scripts
 demo: $(VENV)/.scripts  ## servers, set-up, producer, consumer and test_cdc.py, then all stopped again
 	@sh stack/demo.sh $(RUN)
 
-FAULTS := tests/test_chaos.py tests/test_kraft_cluster.py  # these need the machine for themselves
+# These need the machine for themselves.
+ALONE := tests/test_chaos.py tests/test_kraft_cluster.py tests/test_speed.py
 
 .PHONY: test
 test: lint  ## lint, types, a minute of faults and the suite on real servers; what fails gets one more try
-	FAULTS=1 $(RUN) -m pytest $(FAULTS) || FAULTS=1 $(RUN) -m pytest $(FAULTS)
+	FAULTS=1 $(RUN) -m pytest $(ALONE) || FAULTS=1 $(RUN) -m pytest $(ALONE)
 	$(RUN) -m pytest -n 2 || $(RUN) -m pytest --last-failed --last-failed-no-failures none
 
 .PHONY: lint
@@ -44,6 +45,7 @@ bench: $(VENV)/.bench up  ## speed, latency and cost beside native replication, 
 	$(RUN) bench/capture.py
 	$(RUN) bench/growth.py
 	$(RUN) bench/idle.py
+	$(RUN) bench/pruning.py
 	$(RUN) bench/plot.py
 
 .PHONY: up down

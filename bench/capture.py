@@ -58,7 +58,7 @@ FROM generate_series(1, {STATEMENT_ROWS}) AS n
 """
 NOTIFY_ALWAYS = """
 DROP TRIGGER emp_cdc_wake_trigger ON emp_cdc;
-CREATE TRIGGER emp_cdc_wake_trigger AFTER INSERT ON emp_cdc FOR EACH STATEMENT EXECUTE FUNCTION emp_cdc_wake_func();
+CREATE TRIGGER emp_cdc_wake_trigger BEFORE INSERT ON emp_cdc FOR EACH STATEMENT EXECUTE FUNCTION emp_cdc_wake_func();
 ALTER TABLE emp_cdc ENABLE ALWAYS TRIGGER emp_cdc_wake_trigger
 """
 UNPUBLISHED = "SELECT 1 FROM cdc_position WHERE last_offset < (SELECT max(cdc_id) FROM emp_cdc)"

@@ -16,8 +16,9 @@ import pytest
 from stack.artifacts import STATE
 from tests.pipeline import ROOT, Pipeline
 
-# These start and kill servers of their own, for minutes: make chaos runs them.
-collect_ignore = [] if os.environ.get("FAULTS") else ["test_chaos.py", "test_outages.py", "test_kraft_cluster.py"]
+# These need the machine for themselves, some of them for minutes: make test and make chaos run them apart.
+ALONE = ["test_chaos.py", "test_kraft_cluster.py", "test_outages.py", "test_speed.py"]
+collect_ignore = [] if os.environ.get("FAULTS") else ALONE
 
 VERSIONS = os.environ.get("STACK", "").split()  # of the servers, such as "--postgres 13 --kafka 4"
 

@@ -620,7 +620,7 @@ def test_under_load_nobody_notifies(pipeline: Pipeline) -> None:
     query(source, "DROP TRIGGER emp_cdc_wake_trigger ON emp_cdc")
     query(
         source,
-        "CREATE TRIGGER emp_cdc_wake_trigger AFTER INSERT ON emp_cdc FOR EACH STATEMENT "
+        "CREATE TRIGGER emp_cdc_wake_trigger BEFORE INSERT ON emp_cdc FOR EACH STATEMENT "
         "EXECUTE FUNCTION emp_cdc_wake_func()",
     )
     notifications, commits = notifications_and_commits(pipeline, 0.5)
