@@ -18,6 +18,7 @@ if not __package__:
 
 from bench import measure
 from bench.capture import Case, pgbench_program, settle, transactions_per_second
+from bench.growth import ALL_PUBLISHED
 from bench.measure import median, say, shown
 from tests.pipeline import ROOT, Pipeline, query
 
@@ -25,10 +26,6 @@ FILL = """
 INSERT INTO emp_cdc (emp_id, first_name, last_name, dob, city, salary, action, changed_at)
 SELECT n, 'First ' || n, 'Last ' || n, DATE '1970-01-01', 'City', n, 'INSERT', now() - INTERVAL '2 days'
 FROM generate_series(1, %(rows)s) AS n
-"""
-# A transaction of its own: the snapshot must show that of the rows.
-PUBLISHED = """
-UPDATE cdc_position SET last_offset = (SELECT max(cdc_id) FROM emp_cdc), snapshot = pg_current_snapshot()
 """
 OLD = "SELECT count(*) FROM emp_cdc WHERE changed_at < now() - INTERVAL '1 day'"
 RETENTIONS = {"without": "1000 days", "pruning": "1 day"}
@@ -59,7 +56,7 @@ def benchmark() -> None:
     with measure.product("pruning") as pipeline:
         source = pipeline.source()
         query(source, FILL, {"rows": arguments.rows})
-        query(source, PUBLISHED)
+        query(source, ALL_PUBLISHED)  # a transaction of its own: its snapshot must show that of the rows
         query(source, "VACUUM ANALYZE emp_cdc")
         amount = int(arguments.seconds * transactions_per_second(program, pipeline, case, 0))
         rounds: list[dict[str, float]] = []

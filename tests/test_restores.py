@@ -40,6 +40,16 @@ def change(connection: Connection, city: str) -> None:
     query(connection, "DELETE FROM employees WHERE emp_id %% 10 = 5 AND city <> %(city)s", {"city": city})
 
 
+def publish_unread(pipeline: Pipeline, city: str) -> Connection:
+    """Carry some changes over, and leave others in the topic; returns a connection to the source."""
+    source = pipeline.source()
+    change(source, "before")
+    pipeline.drain()
+    change(source, city)
+    assert pipeline.run("producer.py", "--once").returncode == 0
+    return source
+
+
 @contextmanager
 def restored(url: str, database: str) -> Iterator[None]:
     """Back the database up, which nobody may use then, and put the backup in its place afterwards."""
@@ -147,11 +157,7 @@ def test_a_rewind_to_a_time_without_messages_reads_nothing_again(pipeline: Pipel
 
 
 def test_the_topic_lost_with_messages_that_were_not_read(pipeline: Pipeline) -> None:
-    source = pipeline.source()
-    change(source, "before")
-    pipeline.drain()
-    change(source, "lost with the topic")
-    assert pipeline.run("producer.py", "--once").returncode == 0
+    source = publish_unread(pipeline, "lost with the topic")
     assert pipeline.run("admin.py", "delete", "--yes").returncode == 0
     producer, consumer = pipeline.start("producer.py"), pipeline.start("consumer.py")
     for script in (producer, consumer):
@@ -164,11 +170,7 @@ def test_the_topic_lost_with_messages_that_were_not_read(pipeline: Pipeline) -> 
 
 
 def test_the_consumer_away_longer_than_the_topic_keeps_messages(pipeline: Pipeline) -> None:
-    source = pipeline.source()
-    change(source, "before")
-    pipeline.drain()
-    change(source, "unread")
-    assert pipeline.run("producer.py", "--once").returncode == 0
+    source = publish_unread(pipeline, "unread")
     ends = [TopicPartition(pipeline.topic, number, OFFSET_END) for number in range(3)]
     admin = AdminClient(client_settings())
     for future in admin.delete_records(ends).values():
