@@ -23,6 +23,8 @@ import config
 ROOT = Path(__file__).resolve().parent.parent
 # The workers of a run must all collect the same tests: they inherit the first one's seed.
 CLOCK_SEED = int(os.environ.setdefault("TESTS_SEED", str(time.time_ns() // 1_000_000)))
+# Sessions of the connection's database that wait for a lock.
+WAITING = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'"
 ROWS = "SELECT emp_id, first_name, last_name, dob::text, city, salary FROM employees ORDER BY emp_id"
 
 # At the destination: every state that an employee has there, by the salary, which the test sets to ever higher numbers.

@@ -26,6 +26,7 @@ from employee import CDCRecord
 from tests.pipeline import (
     BACKWARDS,
     ROWS,
+    WAITING,
     WATCH,
     Pipeline,
     Script,
@@ -39,9 +40,6 @@ from tests.pipeline import (
 Row = tuple[Any, ...]
 
 IDS = "SELECT emp_id FROM employees ORDER BY emp_id"
-WAITING = """
-SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'
-"""
 
 
 def change(cdc_id: int, emp_id: int, action: str = "INSERT", **columns: Any) -> str:

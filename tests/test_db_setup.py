@@ -15,7 +15,7 @@ import psycopg2
 import pytest
 from psycopg2.extensions import connection as Connection
 
-from tests.pipeline import ROOT, Pipeline, query, wait_until
+from tests.pipeline import ROOT, WAITING, Pipeline, query, wait_until
 
 # All that a set-up makes, with the objects' identities: a table made anew would have another one.
 CATALOGUE = """
@@ -66,7 +66,6 @@ CREATE TRIGGER employee_cdc_trigger AFTER INSERT OR UPDATE OR DELETE ON employee
 
 
 SOURCE = (ROOT / "sql" / "source.sql").read_text(encoding="utf-8")
-WAITING = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'"
 
 
 @pytest.fixture

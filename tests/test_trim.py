@@ -7,11 +7,10 @@ import threading
 
 from psycopg2.extensions import connection as Connection
 
-from tests.pipeline import ROOT, Pipeline, query, wait_until
+from tests.pipeline import ROOT, WAITING, Pipeline, query, wait_until
 
 TRIM = (ROOT / "sql" / "trim.sql").read_text(encoding="utf-8")
 KEPT = "SELECT emp_id FROM cdc_applied ORDER BY emp_id"
-WAITS = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'"
 
 
 def oldest(source: Connection) -> str:
@@ -53,7 +52,7 @@ def test_a_consumer_in_the_middle_of_a_change_waits_and_applies_it(running: Pipe
     assert (1,) not in query(destination, KEPT)
     query(source, "INSERT INTO employees (emp_id) VALUES (1)")
     watcher = running.destination()
-    wait_until(lambda: query(watcher, WAITS) == [(1,)])
+    wait_until(lambda: query(watcher, WAITING) == [(1,)])
     query(destination, "COMMIT")
     running.wait_until_equal()
 

@@ -22,7 +22,7 @@ import psycopg2
 import pytest
 
 import config
-from tests.pipeline import CLOCK_SEED, ROOT, ROWS, Pipeline, administer, database_url, made, query, wait_until
+from tests.pipeline import CLOCK_SEED, ROOT, ROWS, WAITING, Pipeline, administer, database_url, made, query, wait_until
 
 MANY = 50_000  # rows: some pages
 PEAK = (  # the peak of the script's memory in kB, for Pipeline.sabotaged()
@@ -42,9 +42,6 @@ INSERT INTO employees (emp_id, first_name, last_name, dob, city, salary) VALUES
 """
 WITHOUT_LOG = "ALTER TABLE employees DISABLE TRIGGER employee_cdc_trigger"
 WITH_LOG = "ALTER TABLE employees ENABLE ALWAYS TRIGGER employee_cdc_trigger"
-WAITING = """
-SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'
-"""
 
 
 def verify(pipeline: Pipeline, *options: str, wait: int = 5, script: str = "verify.py") -> dict[str, Any]:
