@@ -31,19 +31,17 @@ CANONICAL = re.compile(
 )
 
 COLUMNS = ", ".join(EMPLOYEE_COLUMNS)
-ARRAYS = """
-%(cdc_id)s::bigint[], %(emp_id)s::int[], %(first_name)s::text[], %(last_name)s::text[], %(dob)s::date[],
-%(city)s::text[], %(salary)s::int[], %(action)s::text[]
-"""
 # `before`: what was applied to the employee, NULL if the gate does not know it. Those are plain INSERTs, the cheapest
 # way; if another consumer inserts the same key meanwhile, or the table had it before the pipeline, the statement fails,
 # and KNOWN goes before it the second time. The others pass where theirs is the newer record: the UPDATE waits for
 # whoever else has the row, and compares again. Known keys go by emp_id and so do new ones: two consumers that apply the
 # same employees, as after a rebalance, seldom deadlock, and the one that PostgreSQL then ends tries again.
-APPLY = f"""
+PREPARE = f"""
+PREPARE apply (bigint[], int[], text[], text[], date[], text[], int[], text[]) AS
 WITH record AS MATERIALIZED (
     SELECT applied.cdc_id AS before, incoming.cdc_id, action, {COLUMNS}
-    FROM unnest({ARRAYS}) AS incoming ({", ".join(CDC_COLUMNS)}) LEFT JOIN cdc_applied AS applied USING (emp_id)
+    FROM unnest($1, $2, $3, $4, $5, $6, $7, $8) AS incoming ({", ".join(CDC_COLUMNS)})
+    LEFT JOIN cdc_applied AS applied USING (emp_id)
     ORDER BY emp_id
 ), first AS (
     INSERT INTO cdc_applied (emp_id, cdc_id) SELECT emp_id, cdc_id FROM record WHERE before IS NULL
@@ -61,6 +59,7 @@ WITH record AS MATERIALIZED (
 SELECT count(*), array_agg(emp_id) FILTER (WHERE action = 'DELETE')
 FROM (SELECT emp_id, action FROM record WHERE before IS NULL UNION ALL SELECT emp_id, action FROM newer) AS passed
 """
+APPLY = f"EXECUTE apply ({', '.join(f'%({column})s' for column in CDC_COLUMNS)})"
 KNOWN = """
 INSERT INTO cdc_applied (emp_id, cdc_id) SELECT emp_id, 0 FROM unnest(%(emp_id)s::int[]) AS emp_id ORDER BY emp_id
 ON CONFLICT DO NOTHING;
@@ -69,10 +68,13 @@ ON CONFLICT DO NOTHING;
 # waited for another consumer's INSERT would not see the row it must delete.
 DELETE = "DELETE FROM employees WHERE emp_id = ANY (%(deleted)s)"
 
-# Each key is looked up by its index, in the order of the records, whatever the statistics of a growing table say.
-SESSION = """
+# Planned once, as planning takes longer than applying a single record. Each key is looked up by its index, in the order
+# of the records, whatever the statistics of a growing table say.
+SESSION = f"""
 SET enable_seqscan = off; SET enable_hashjoin = off; SET enable_mergejoin = off;
-SET idle_in_transaction_session_timeout = '5s'  -- a stopped process must not keep its locks
+SET plan_cache_mode = force_generic_plan;
+SET idle_in_transaction_session_timeout = '5s';  -- a stopped process must not keep its locks
+{PREPARE}
 """
 
 # Errors of the data; every other error of PostgreSQL is an outage, to be waited out.

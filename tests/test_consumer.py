@@ -292,6 +292,8 @@ def destination(quiet: Pipeline) -> Iterator[Connection]:
 
 
 def apply(destination: Connection, *values: str) -> int:
+    if not query(destination, "SELECT 1 FROM pg_prepared_statements WHERE name = 'apply'"):
+        query(destination, applying.SESSION)
     return applying.apply(destination, applying.newest(applying.elements(value.encode()) for value in values))
 
 
@@ -352,13 +354,13 @@ def test_dates_do_not_depend_on_the_way_the_destination_writes_them(destination:
         assert query(destination, "SELECT dob::text FROM employees ORDER BY emp_id") == [(date,) for date in dates]
 
 
-DELETE_INSIDE = applying.APPLY.replace(
+DELETE_INSIDE = applying.SESSION.replace(
     "), upserted AS (",
     """), deleted AS (
     DELETE FROM employees WHERE emp_id IN (SELECT emp_id FROM newer WHERE action = 'DELETE')
 ), upserted AS (""",
 )
-assert DELETE_INSIDE != applying.APPLY
+assert DELETE_INSIDE != applying.SESSION
 
 
 @pytest.mark.parametrize("delete", ["after the gate", "inside the first statement"])
@@ -368,7 +370,7 @@ def test_a_delete_that_waits_for_an_insert_deletes_it(
     """Inside the first statement it would look with a snapshot from before it waited: the row stays for good."""
     if delete == "inside the first statement":
         assert "deleted AS" in DELETE_INSIDE
-        monkeypatch.setattr(applying, "APPLY", DELETE_INSIDE)
+        monkeypatch.setattr(applying, "SESSION", DELETE_INSIDE)
         monkeypatch.setattr(applying, "DELETE", "SELECT %(deleted)s")
     inserting, deleting = quiet.destination(), quiet.destination()
     apply(destination, change(1, 7))
@@ -447,8 +449,6 @@ def test_consumers_that_deadlock_over_the_same_employees_end_right(quiet: Pipeli
     apply(destination, change(1, 5))
     query(destination, "INSERT INTO cdc_applied SELECT generate_series(1001, 20000), 1; ANALYZE cdc_applied")
     holder, first, second, third = (quiet.destination() for _ in range(4))
-    for session in (first, second):
-        query(session, applying.SESSION)
     query(holder, "BEGIN; SELECT FROM cdc_applied WHERE emp_id = 5 FOR UPDATE")
 
     def apply_persistently(session: Connection, *values: str) -> None:
@@ -613,10 +613,11 @@ def test_a_consumer_killed_while_the_server_works_for_it_loses_nothing(
 
 
 def test_a_stop_finishes_the_batch_in_hand_and_commits_its_offsets(quiet: Pipeline, destination: Connection) -> None:
+    script = quiet.start("consumer.py", **SAME_PLACE)
+    script.wait_for("partitions assigned")
     holder = quiet.destination()
     query(holder, "BEGIN; LOCK TABLE employees")
     quiet.send(*(change(2_000_000 + n, n) for n in range(1, 4)), partition=0)
-    script = quiet.start("consumer.py", **SAME_PLACE)
     wait_until(lambda: query(destination, WAITING) == [(1,)], what="the consumer waits for the table")
     script.process.send_signal(signal.SIGTERM)
     time.sleep(0.3)

@@ -360,9 +360,13 @@ def test_every_date_that_the_server_writes_is_taken(server: Connection) -> None:
 
 # CANONICAL, the short cut of apply.py, against the real server
 
+ARRAYS = """
+%(cdc_id)s::bigint[], %(emp_id)s::int[], %(first_name)s::text[], %(last_name)s::text[], %(dob)s::date[],
+%(city)s::text[], %(salary)s::int[], %(action)s::text[]
+"""
 READ = f"""
 SELECT row_to_json(record)::text
-FROM unnest({applying.ARRAYS}) WITH ORDINALITY AS record ({", ".join(CDC_COLUMNS)}, ordinality) ORDER BY ordinality
+FROM unnest({ARRAYS}) WITH ORDINALITY AS record ({", ".join(CDC_COLUMNS)}, ordinality) ORDER BY ordinality
 """
 BEFORE, BEHIND = CDCRecord(1, 1, city="before", action="INSERT"), CDCRecord(2, 2, city="behind", action="DELETE")
 
