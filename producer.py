@@ -42,7 +42,7 @@ log = logging.getLogger("producer")
 
 PAGE = 10_000  # changes read, published and acknowledged as one
 PAUSE = 0.005  # seconds that let a page fill under steady load
-NEARLY_EMPTY = 5  # changes: a page this small is not worth a pause
+FEW = 5  # changes: a page this small is not worth a pause, nor waking up for
 PRUNE_PAUSE = 0.1  # seconds between two batches of pruning
 HOUSEKEEPING = 10.0  # seconds between looks at what can be pruned, while there is nothing to prune
 GUARD_DEPTH = 1_000  # messages at the end of each partition that the start-up guard reads
@@ -204,7 +204,8 @@ def stream(
 
     Falling asleep: a writer that tried the lock ASLEEP before we hold it, saw us awake, and did not notify, keeps us
     from getting it until it has committed; so the poll after we got it sees every such writer, and every later writer
-    notifies. No change can fall between.
+    notifies. No change can fall between. Small pages are published asleep: the next change notifies, nothing has to be
+    asked. A larger one wakes us up, as writers at that rate would pay for notifying.
     """
     report = cli.Report(log, "published")
     pruner, due = Pruner(source), 0.0
@@ -218,21 +219,22 @@ def stream(
         if page:
             kafka.answered()
             tell(report, source, position, page, count, started)
-            if asleep:
+            restless = 0
+            if asleep and count > FEW:
                 wake_up(source)
-            asleep, restless = False, 0
-            if NEARLY_EMPTY < count < PAGE:
+                asleep = False
+            if not asleep and FEW < count < PAGE:
                 stop.sleep(PAUSE)
         elif once:
             break
-        elif asleep:
+        if asleep:
             report.idle()
             wait_for_change(source, stop, until=due)
-        elif try_lock(source, ASLEEP):
-            asleep = True
-        else:  # somebody who saw us awake has yet to commit; a poll wades through all that a large one has logged
-            restless = min(restless + 1, 10)
-            stop.sleep(max(0.002 * restless, 5 * took))
+        elif not page:
+            asleep = try_lock(source, ASLEEP)
+            if not asleep:  # who saw us awake has yet to commit; a poll wades through all that a large one has logged
+                restless = min(restless + 1, 10)
+                stop.sleep(max(0.002 * restless, 5 * took))
     report.end()
 
 

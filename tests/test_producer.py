@@ -627,6 +627,31 @@ def test_under_load_nobody_notifies(pipeline: Pipeline) -> None:
     assert notifications == commits, "the count of notifications shows nothing"
 
 
+@pytest.mark.parametrize(("changes", "wakes"), [(1, 0), (producer.FEW, 0), (producer.FEW + 1, 1)])
+def test_only_a_larger_page_wakes_the_producer_up(
+    read: Callable[[], Reader], sessions: list[Connection], monkeypatch: pytest.MonkeyPatch, changes: int, wakes: int
+) -> None:
+    monkeypatch.setattr(config, "POLL_INTERVAL", 30.0)
+    woken: list[None] = []
+    wake_up = producer.wake_up
+    monkeypatch.setattr(producer, "wake_up", lambda source: woken.append(wake_up(source)))
+    reader, stop = read(), cli.Stop()
+    with ThreadPoolExecutor(1) as pool:
+        streaming = pool.submit(
+            producer.stream, reader.source, reader.client, reader.position, Kafka(), stop, once=False
+        )
+        try:
+            for _ in range(3):
+                wait_until(lambda: query(sessions[0], HELD_BY_WRITERS) == [("ExclusiveLock",)], 5, "it sleeps")
+                query(sessions[1], f"INSERT INTO employees (salary) SELECT generate_series(1, {changes})")
+                wait_until(lambda: query(sessions[0], UNPUBLISHED) == [(0,)], 5, "all published")
+                time.sleep(0.1)
+        finally:
+            stop.requested = True
+        streaming.result(10)
+    assert (len(reader.ids()), len(woken)) == (3 * changes, 3 * wakes)
+
+
 def test_without_notifications_a_change_waits_for_the_poll_interval_only(pipeline: Pipeline) -> None:
     source = pipeline.source()
     query(source, "ALTER TABLE emp_cdc DISABLE TRIGGER emp_cdc_wake_trigger")
