@@ -47,7 +47,7 @@ PRUNE_PAUSE = 0.1  # seconds between two batches of pruning
 HOUSEKEEPING = 10.0  # seconds between looks at what can be pruned, while there is nothing to prune
 GUARD_DEPTH = 1_000  # messages at the end of each partition that the start-up guard reads
 
-ACTIVE, ASLEEP = 1, 2  # advisory locks (6513763, n): 6513763 is 'cdc' in ASCII, see emp_cdc_wake_trigger
+ACTIVE, ASLEEP = 1, 2  # advisory locks (6513763, n): 6513763 is 'cdc' in ASCII, see sql/source.sql
 
 KAFKA_SETTINGS = {
     "enable.idempotence": True,  # acks=all, no repeat and no reordering by the client's own retries

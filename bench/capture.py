@@ -32,7 +32,7 @@ if not __package__:
 import cli
 from bench import measure
 from bench.measure import median, say, shown
-from tests.pipeline import ROOT, Pipeline, query, wait_until
+from tests.pipeline import ALWAYS_NOTIFY, ROOT, Pipeline, query, wait_until
 
 VARIANTS = ("bare", "none", "stopped", "running", "notify")  # the reference first
 ROWS = 100_000  # that are there to be updated
@@ -55,11 +55,6 @@ STATEMENT = f"""
 INSERT INTO employees (first_name, last_name, dob, city, salary)
 SELECT 'First ' || n, 'Last ' || n, DATE '1970-01-01' + n % 9999, 'City ' || n, n
 FROM generate_series(1, {STATEMENT_ROWS}) AS n
-"""
-NOTIFY_ALWAYS = """
-DROP TRIGGER emp_cdc_wake_trigger ON emp_cdc;
-CREATE TRIGGER emp_cdc_wake_trigger BEFORE INSERT ON emp_cdc FOR EACH STATEMENT EXECUTE FUNCTION emp_cdc_wake_func();
-ALTER TABLE emp_cdc ENABLE ALWAYS TRIGGER emp_cdc_wake_trigger
 """
 UNPUBLISHED = "SELECT 1 FROM cdc_position WHERE last_offset < (SELECT max(cdc_id) FROM emp_cdc)"
 
@@ -97,7 +92,7 @@ def set_up(variant: str, stack: ExitStack) -> Pipeline:
     else:
         pipeline = stack.enter_context(measure.product(variant))
     if variant == "notify":
-        query(pipeline.source(), NOTIFY_ALWAYS)
+        query(pipeline.source(), ALWAYS_NOTIFY)
     measure.add_uncaptured(pipeline, FILL)
     query(pipeline.source(), f"SELECT setval('employees_emp_id_seq', {ROWS})")
     if variant == "running":

@@ -6,7 +6,7 @@ BEGIN;
 SET LOCAL lock_timeout = '5s';
 SET LOCAL client_min_messages = warning;  -- "already exists, skipping" is no news
 
-DO $$ BEGIN PERFORM pg_advisory_xact_lock(6513763, 0); END $$;  -- one set-up at a time; see the wake-up for the number
+DO $$ BEGIN PERFORM pg_advisory_xact_lock(6513763, 0); END $$;  -- one set-up at a time; the number is explained below
 
 CREATE TABLE IF NOT EXISTS employees (
     emp_id     SERIAL PRIMARY KEY,
@@ -17,6 +17,16 @@ CREATE TABLE IF NOT EXISTS employees (
     salary     INT
 );
 
+-- A domain, as PostgreSQL prepares its check once for a session; a table's own CHECK it prepares anew for each
+-- statement, which is each row here.
+DO $$
+BEGIN
+    IF to_regtype('cdc_action') IS NULL THEN
+        CREATE DOMAIN cdc_action AS VARCHAR(100) CHECK (VALUE IN ('INSERT', 'UPDATE', 'DELETE'));
+    END IF;
+END
+$$;
+
 -- One row per change of one employee, in the order of the changes of that employee.
 CREATE TABLE IF NOT EXISTS emp_cdc (
     cdc_id     BIGSERIAL PRIMARY KEY,  -- BIG: a SERIAL log ends after 2^31 changes
@@ -26,7 +36,7 @@ CREATE TABLE IF NOT EXISTS emp_cdc (
     dob        DATE,
     city       VARCHAR(100),
     salary     INT,
-    action     VARCHAR(100)
+    action     cdc_action
 );
 
 -- Where the producer stands: one row.
@@ -43,9 +53,8 @@ CREATE TABLE IF NOT EXISTS cdc_position (
 DO $$
 BEGIN
     IF (SELECT count(*) FROM pg_trigger
-        WHERE tgenabled = 'A' AND (tgrelid = 'employees'::regclass AND tgname IN ('employee_cdc_trigger',
-                                                                                  'employee_cdc_truncate_trigger')
-                                   OR tgrelid = 'emp_cdc'::regclass AND tgname = 'emp_cdc_wake_trigger')) < 3 THEN
+        WHERE tgrelid = 'employees'::regclass AND tgenabled = 'A'
+          AND tgname IN ('employee_cdc_trigger', 'employee_cdc_truncate_trigger')) < 2 THEN
         LOCK TABLE employees IN SHARE ROW EXCLUSIVE MODE;
     END IF;
     IF NOT EXISTS (SELECT FROM pg_attribute
@@ -59,11 +68,11 @@ BEGIN
             ADD changed_at timestamptz NOT NULL DEFAULT clock_timestamp();
         CREATE INDEX emp_cdc_txid_idx ON emp_cdc (txid);
     END IF;
-    IF NOT EXISTS (SELECT FROM pg_constraint WHERE conrelid = 'emp_cdc'::regclass AND conname = 'emp_cdc_action') THEN
-        -- NOT VALID: rows of an older log stay as they are, the consumer judges them. A constant array, as PostgreSQL
-        -- reads a CHECK anew for each statement, which is each row here: action IN (...) takes 6 us more.
-        ALTER TABLE emp_cdc ADD CONSTRAINT emp_cdc_action
-            CHECK (action::text = ANY ('{INSERT,UPDATE,DELETE}'::text[])) NOT VALID;
+    IF EXISTS (SELECT FROM pg_attribute
+               WHERE attrelid = 'emp_cdc'::regclass AND attname = 'action' AND atttypid <> 'cdc_action'::regtype)
+       AND NOT EXISTS (SELECT FROM pg_constraint WHERE conrelid = 'emp_cdc'::regclass AND conname = 'emp_cdc_action') THEN
+        -- NOT VALID: rows of an older log stay as they are, the consumer judges them
+        ALTER TABLE emp_cdc ADD CONSTRAINT emp_cdc_action CHECK (action IN ('INSERT', 'UPDATE', 'DELETE')) NOT VALID;
     END IF;
     IF NOT EXISTS (SELECT FROM pg_constraint WHERE conrelid = 'emp_cdc'::regclass AND contype = 'p') THEN
         ALTER TABLE emp_cdc ADD PRIMARY KEY (cdc_id);
@@ -80,16 +89,35 @@ COMMENT ON TABLE  cdc_position IS
     'Every row of emp_cdc with cdc_id <= last_offset that is visible in snapshot has been published';
 COMMENT ON COLUMN cdc_position.system_identifier IS 'The server whose transactions snapshot counts';
 
--- Writes emp_cdc. Owner's rights: who may change employees needs no right on the log.
--- SECURITY: with an empty search_path but for pg_catalog, nobody's table or function can stand in for ours.
-CREATE OR REPLACE FUNCTION employee_cdc_trigger_func() RETURNS trigger
-LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+-- Wakes the producer; called only where it was found asleep. `SET cdc.notify = off`, for a transaction that is to be
+-- prepared (PREPARE TRANSACTION refuses one that notifies), leaves it to POLL_INTERVAL.
+CREATE OR REPLACE FUNCTION emp_cdc_wake() RETURNS void
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
 BEGIN
-    IF TG_OP = 'DELETE' OR TG_OP = 'UPDATE' AND NEW.emp_id <> OLD.emp_id THEN
+    IF current_setting('cdc.notify', true) IS DISTINCT FROM 'off' THEN
+        PERFORM pg_notify('emp_cdc', '');
+    END IF;
+END
+$$;
+
+-- Writes emp_cdc. Owner's rights: who may change employees needs no right on the log.
+-- SECURITY: every name has its schema, so that nobody's table, function or operator can stand in for ours. A SET
+-- search_path would do the same, but be done and undone for each row.
+--
+-- The lock (6513763 is 'cdc' in ASCII, 2 is the producer's sleep; producer.py holds the same two numbers) is taken
+-- shared until commit where that is possible: the producer is awake, and sees before it sleeps that someone has yet to
+-- commit. Where it is not, the producer holds it, and sleeps.
+CREATE OR REPLACE FUNCTION employee_cdc_trigger_func() RETURNS trigger
+LANGUAGE plpgsql SECURITY DEFINER AS $$
+BEGIN
+    IF NOT pg_catalog.pg_try_advisory_xact_lock_shared(6513763, 2) THEN
+        PERFORM public.emp_cdc_wake();
+    END IF;
+    IF NEW.emp_id IS NULL OR NEW.emp_id OPERATOR(pg_catalog.<>) OLD.emp_id THEN  -- a DELETE, or another key
         INSERT INTO public.emp_cdc (emp_id, first_name, last_name, dob, city, salary, action)
         VALUES (OLD.emp_id, OLD.first_name, OLD.last_name, OLD.dob, OLD.city, OLD.salary, 'DELETE');
     END IF;
-    IF TG_OP <> 'DELETE' THEN
+    IF NEW.emp_id IS NOT NULL THEN
         INSERT INTO public.emp_cdc (emp_id, first_name, last_name, dob, city, salary, action)
         VALUES (NEW.emp_id, NEW.first_name, NEW.last_name, NEW.dob, NEW.city, NEW.salary, TG_OP);
     END IF;
@@ -106,17 +134,11 @@ BEGIN
         RAISE 'TRUNCATE employees is captured in READ COMMITTED only'
             USING HINT = 'Truncate in a transaction of its own, or use DELETE.';
     END IF;
+    IF NOT pg_try_advisory_xact_lock_shared(6513763, 2) THEN
+        PERFORM public.emp_cdc_wake();
+    END IF;
     INSERT INTO public.emp_cdc (emp_id, first_name, last_name, dob, city, salary, action)
     SELECT emp_id, first_name, last_name, dob, city, salary, 'DELETE' FROM public.employees ORDER BY emp_id;
-    RETURN NULL;
-END
-$$;
-
--- Wakes the producer; runs only where the trigger's WHEN found it asleep.
-CREATE OR REPLACE FUNCTION emp_cdc_wake_func() RETURNS trigger
-LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
-BEGIN
-    PERFORM pg_notify('emp_cdc', '');
     RETURN NULL;
 END
 $$;
@@ -129,16 +151,6 @@ DECLARE
         WHERE tgrelid = 'employees'::regclass AND tgenabled = 'A'
           AND tgname IN ('employee_cdc_trigger', 'employee_cdc_truncate_trigger'));
 BEGIN
-    IF NOT EXISTS (SELECT FROM pg_trigger WHERE tgrelid = 'emp_cdc'::regclass AND tgname = 'emp_cdc_wake_trigger') THEN
-        -- The lock is taken shared until commit where that is possible: the producer is awake, and sees before it
-        -- sleeps that someone has yet to commit. Where it is not, the producer holds it: it sleeps, so notify.
-        -- (6513763 is 'cdc' in ASCII; 2 is the producer's sleep. producer.py holds the same two numbers.)
-        -- BEFORE, as it does not matter when, and an AFTER trigger costs each statement a queue of events.
-        CREATE TRIGGER emp_cdc_wake_trigger BEFORE INSERT ON emp_cdc FOR EACH STATEMENT
-            WHEN (NOT pg_try_advisory_xact_lock_shared(6513763, 2)) EXECUTE FUNCTION emp_cdc_wake_func();
-        ALTER TABLE emp_cdc ENABLE ALWAYS TRIGGER emp_cdc_wake_trigger;
-    END IF;
-
     IF captured < 2 OR NOT EXISTS (SELECT FROM cdc_position) THEN
         -- no writer between the triggers and the rows from before: employees is locked, see above
         LOCK TABLE employees IN SHARE ROW EXCLUSIVE MODE;

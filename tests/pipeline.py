@@ -43,6 +43,16 @@ SELECT count(*) FROM (SELECT cdc_id, lag(cdc_id) OVER (PARTITION BY emp_id ORDER
 WHERE before >= cdc_id
 """
 
+# The capture as if the producer slept always: what writers are spared while it is awake.
+ALWAYS_NOTIFY = """
+DO $$
+BEGIN
+    EXECUTE replace(pg_get_functiondef('employee_cdc_trigger_func'::regproc),
+                    'pg_catalog.pg_try_advisory_xact_lock_shared(6513763, 2)', 'false');
+END
+$$
+"""
+
 
 def wait_until(condition: Callable[[], Any], seconds: float = 20.0, what: str | Callable[[], str] = "") -> Any:
     """Return the condition's first true value; fails the test if there is none within so many seconds."""

@@ -395,6 +395,46 @@ def test_an_application_without_any_right_on_the_log_can_write(bare_pipeline: Pi
         query(source, f"RESET ROLE; DROP OWNED BY {role}; DROP ROLE {role}")
 
 
+def test_nobodys_function_or_operator_runs_with_the_owners_rights(bare_pipeline: Pipeline, source: Connection) -> None:
+    query(
+        source,
+        """
+        CREATE SCHEMA mine;
+        CREATE FUNCTION mine.trap(INT, INT) RETURNS boolean LANGUAGE plpgsql AS 'BEGIN RAISE ''trapped''; END';
+        CREATE OPERATOR mine.<> (LEFTARG = INT, RIGHTARG = INT, FUNCTION = mine.trap);
+        CREATE OPERATOR mine.= (LEFTARG = INT, RIGHTARG = INT, FUNCTION = mine.trap);
+        CREATE FUNCTION mine.trap(TEXT, TEXT) RETURNS boolean LANGUAGE plpgsql AS 'BEGIN RAISE ''trapped''; END';
+        CREATE OPERATOR mine.<> (LEFTARG = TEXT, RIGHTARG = TEXT, FUNCTION = mine.trap);
+        CREATE OPERATOR mine.= (LEFTARG = TEXT, RIGHTARG = TEXT, FUNCTION = mine.trap);
+        CREATE FUNCTION mine.pg_try_advisory_xact_lock_shared(INT, INT) RETURNS boolean LANGUAGE sql
+            AS 'SELECT mine.trap($1, $2)';
+        CREATE FUNCTION mine.current_setting(TEXT, BOOLEAN) RETURNS text LANGUAGE plpgsql
+            AS 'BEGIN RAISE ''trapped''; END';
+        CREATE FUNCTION mine.pg_notify(TEXT, TEXT) RETURNS void LANGUAGE plpgsql AS 'BEGIN RAISE ''trapped''; END'
+        """,
+    )
+    query(bare_pipeline.source(), "SELECT pg_advisory_lock(6513763, 2)")  # as a producer that sleeps
+    for function in ("employee_cdc_trigger_func", "employee_cdc_truncate_func"):
+        assert query(source, f"SELECT prosecdef FROM pg_proc WHERE proname = '{function}'") == [(True,)]
+    query(source, "SET search_path = mine, public, pg_catalog; LISTEN emp_cdc")
+    query(
+        source,
+        "INSERT INTO employees (emp_id) VALUES (1); UPDATE employees SET emp_id = 2; UPDATE employees SET salary = 1",
+    )
+    query(source, "TRUNCATE employees; INSERT INTO employees (emp_id) VALUES (3); DELETE FROM employees")
+    query(source, "RESET search_path")
+    assert source.notifies
+    assert [(emp_id, action) for emp_id, _, _, action in query(source, LOG)] == [
+        (1, "INSERT"),
+        (1, "DELETE"),
+        (2, "UPDATE"),
+        (2, "UPDATE"),
+        (2, "DELETE"),
+        (3, "INSERT"),
+        (3, "DELETE"),
+    ]
+
+
 def test_nobodys_table_can_stand_in_for_the_log(source: Connection) -> None:
     for schema in ("pg_temp", "mine"):
         query(source, "CREATE SCHEMA IF NOT EXISTS mine; SET search_path = mine, public, pg_catalog")
@@ -439,6 +479,10 @@ def test_delete_and_insert_again_ends_with_the_insert(source: Connection) -> Non
     ]
 
 
-def test_an_unknown_action_cannot_be_logged(source: Connection) -> None:
+@pytest.mark.parametrize("log", ["new", "upgraded"])
+def test_an_unknown_action_cannot_be_logged(bare_pipeline: Pipeline, log: str) -> None:
+    source = bare_pipeline.source()
+    query(source, SPECIFIED if log == "upgraded" else "SELECT")
+    query(source, SOURCE)
     with pytest.raises(psycopg2.errors.CheckViolation):
         query(source, "INSERT INTO emp_cdc (emp_id, action) VALUES (1, 'UPSERT')")

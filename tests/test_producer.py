@@ -26,7 +26,7 @@ import emp_cdc
 import producer
 from connection import Kafka, kafka_client
 from employee import CDCRecord
-from tests.pipeline import CLOCK_SEED, ROOT, Pipeline, Script, client_settings, made, query, wait_until
+from tests.pipeline import ALWAYS_NOTIFY, CLOCK_SEED, ROOT, Pipeline, Script, client_settings, made, query, wait_until
 
 INSERT = "INSERT INTO employees (city) VALUES ('Rome')"
 TAKE_XID = "SELECT pg_current_xact_id()"
@@ -617,12 +617,7 @@ def test_under_load_nobody_notifies(pipeline: Pipeline) -> None:
     print(f"{notifications} notifications, {commits} commits")
     assert notifications < commits / 20
     source = pipeline.source()
-    query(source, "DROP TRIGGER emp_cdc_wake_trigger ON emp_cdc")
-    query(
-        source,
-        "CREATE TRIGGER emp_cdc_wake_trigger BEFORE INSERT ON emp_cdc FOR EACH STATEMENT "
-        "EXECUTE FUNCTION emp_cdc_wake_func()",
-    )
+    query(source, ALWAYS_NOTIFY)
     notifications, commits = notifications_and_commits(pipeline, 0.5)
     assert notifications == commits, "the count of notifications shows nothing"
 
@@ -654,11 +649,12 @@ def test_only_a_larger_page_wakes_the_producer_up(
 
 def test_without_notifications_a_change_waits_for_the_poll_interval_only(pipeline: Pipeline) -> None:
     source = pipeline.source()
-    query(source, "ALTER TABLE emp_cdc DISABLE TRIGGER emp_cdc_wake_trigger")
+    query(source, "SET cdc.notify = off; LISTEN emp_cdc")
     start_producer(pipeline, POLL_INTERVAL="0.3")
     for _ in range(3):
         query(source, INSERT)
         assert wait_until_published(source, 5) < 1
+    assert source.notifies == []
 
 
 # Publishing much
