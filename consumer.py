@@ -88,7 +88,9 @@ class Intake:
         end = time.monotonic() + at_most
         while not self.batch.full() and time.monotonic() < end:
             patience = fill if len(self.batch.messages) >= CHUNK else 0
-            if not self.take(self.consumer.consume(CHUNK, patience)):
+            found = self.consumer.consume(CHUNK, patience)
+            self.take(found)
+            if len(found) < CHUNK:  # no more than trickles in
                 break
 
     def hand_out(self) -> tuple[Batch, list[Message]]:
