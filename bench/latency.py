@@ -150,16 +150,16 @@ def burst(pipeline: Pipeline) -> dict[str, float]:
     """Commit many rows at once while single commits go on; returns milliseconds."""
     source = pipeline.source()
     query(source, "BEGIN")
-    query(source, BURST_ROWS, {"first": 1_700_000_000})
+    query(source, BURST_ROWS, {"first": 700_000_000})
     with ThreadPoolExecutor(1) as pool:
-        beside = pool.submit(commits, pipeline, 1_800_000_000, BURST_RATE, BURST_SECONDS)
+        beside = pool.submit(commits, pipeline, 800_000_000, BURST_RATE, BURST_SECONDS)
         time.sleep(BURST_SECONDS / 4)
         query(source, "COMMIT")
         committed = time.time()
         beside.result()
-    wait_for_arrivals(pipeline, 1_700_000_000, 1_800_000_000, BURST // MARKED)
-    last = "SELECT extract(epoch FROM max(seen))::float FROM arrivals WHERE emp_id BETWEEN 1700000000 AND 1799999999"
-    single = delays(pipeline, 1_800_000_000, 1_900_000_000)
+    wait_for_arrivals(pipeline, 700_000_000, 800_000_000, BURST // MARKED)
+    last = "SELECT extract(epoch FROM max(seen))::float FROM arrivals WHERE emp_id BETWEEN 700000000 AND 799999999"
+    single = delays(pipeline, 800_000_000, 900_000_000)
     return {
         "last_row_after": (query(pipeline.destination(), last)[0][0] - committed) * 1000,
         "longest_delay_of_others": max(single),
