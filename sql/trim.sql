@@ -1,6 +1,6 @@
 -- The destination: take deleted employees out of the gate cdc_applied, see "The gate grows" in docs/operations.md.
 --
---   psql … -v oldest=OFFSET -f sql/trim.sql        OFFSET: on the source, SELECT min(cdc_id) FROM emp_cdc
+--   psql … -v oldest=OFFSET -f sql/trim.sql        OFFSET: the oldest one in the source's log
 
 BEGIN;
 SET LOCAL lock_timeout = '5s';

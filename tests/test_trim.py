@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import re
 import threading
 
 from psycopg2.extensions import connection as Connection
@@ -13,8 +14,11 @@ TRIM = (ROOT / "sql" / "trim.sql").read_text(encoding="utf-8")
 KEPT = "SELECT emp_id FROM cdc_applied ORDER BY emp_id"
 
 
+(OLDEST,) = re.findall(r"'(SELECT .*min\(cdc_id\).*)'", (ROOT / "docs" / "operations.md").read_text(encoding="utf-8"))
+
+
 def oldest(source: Connection) -> str:
-    ((offset,),) = query(source, "SELECT min(cdc_id) FROM emp_cdc")
+    ((offset,),) = query(source, OLDEST)
     return str(offset)
 
 
@@ -38,6 +42,16 @@ def test_deleted_employees_go_that_the_log_knows_no_more_and_all_others_stay(pip
     query(source, "INSERT INTO employees (emp_id) VALUES (2)")
     pipeline.drain()
     assert pipeline.equal()
+
+
+def test_where_the_log_is_empty_all_deleted_employees_go_but_the_last(pipeline: Pipeline) -> None:
+    source, destination = pipeline.source(), pipeline.destination()
+    query(source, "INSERT INTO employees (emp_id) SELECT generate_series(1, 3)")
+    query(source, "DELETE FROM employees WHERE emp_id < 3")
+    pipeline.drain()
+    query(source, "DELETE FROM emp_cdc")
+    query(destination, trimmed(oldest(source)))
+    assert query(destination, KEPT) == [(2,), (3,)]  # 2 has the newest change of all
 
 
 def test_a_consumer_in_the_middle_of_a_change_waits_and_applies_it(running: Pipeline) -> None:
