@@ -55,6 +55,10 @@ class Stop:
             time.sleep(min(left, 0.1))
 
 
+class Stopped(Exception):
+    """A stop was requested while a server was away; the work in hand is not finished, and will be done again."""
+
+
 def stop_on_signals() -> Stop:
     stop = Stop()
 

@@ -27,7 +27,7 @@ import config
 from apply import SESSION
 from connection import Kafka, Outage, WrongSetting, connect, explain, kafka_client
 from employee import named
-from graves import Batch, Graves, Stopped, apply_or_bury
+from graves import Batch, Graves, apply_or_bury
 from offsets import Offsets, from_the_first
 
 log = logging.getLogger("consumer")
@@ -148,7 +148,7 @@ class Destination:
             paused = True
             self.outage.wait(what, lambda seconds: self.poll_paused(intake, seconds))
             if self.outage.stop.requested:
-                raise Stopped
+                raise cli.Stopped
         if paused:
             intake.consumer.resume(intake.consumer.assignment())
         self.outage.over()
@@ -306,7 +306,7 @@ def main() -> None:
                     cli.fail(f"Kafka: {error}; does another consumer run with our KAFKA_GROUP_INSTANCE_ID?")
                 log.warning("Kafka: %s; joining the group again", error)
                 fenced, kafka.fatal = time.monotonic(), ""
-    except Stopped:
+    except cli.Stopped:
         log.warning("stopped while a server was away; the batch will be read again")
     except WrongSetting as error:
         cli.fail(str(error), cli.WRONG_USE)

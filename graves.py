@@ -76,16 +76,12 @@ class Graves:
         )
         while self.producer.flush(1.0):
             if self.stop.requested:
-                raise Stopped
+                raise cli.Stopped
         if failures:
             self.producer = None
             raise KafkaException(failures[0])
         self.buried.add(place)
         log.error("message at partition %s offset %s → dead letter: %s", message.partition(), message.offset(), error)
-
-
-class Stopped(Exception):
-    """A stop was requested while the batch could not be finished; its offsets are not committed."""
 
 
 def apply_or_bury(destination: Connection, batch: Batch, graves: Graves) -> int:

@@ -65,10 +65,6 @@ class NotPublished(Exception):
     """Kafka refused some of a page for good; the position stays before it."""
 
 
-class Stopped(Exception):
-    """A stop was requested while Kafka did not acknowledge; the position stays before the page."""
-
-
 def run_once(
     source: Connection, producer: Producer, position: Position, stop: cli.Stop, page_size: int = PAGE
 ) -> tuple[Position, list[Change], int]:
@@ -136,7 +132,7 @@ def refused(error: KafkaError | None, failures: list[KafkaError]) -> None:
 
 def give_up_if(stop: cli.Stop) -> None:
     if stop.requested:
-        raise Stopped
+        raise cli.Stopped
 
 
 def newest_published(kafka: Kafka, stop: cli.Stop) -> int:
@@ -305,7 +301,7 @@ def main() -> None:
             outage.wait(str(error))
         except WrongSetting as error:
             cli.fail(str(error), cli.WRONG_USE)
-        except Stopped:
+        except cli.Stopped:
             log.warning("stopped while Kafka did not acknowledge; the page will be published at the next start")
 
 
