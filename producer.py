@@ -219,7 +219,7 @@ def stream(
             if asleep and count > FEW:
                 wake_up(source)
                 asleep = False
-            if not asleep and FEW < count < PAGE:
+            elif FEW < count < PAGE:  # the second such page: a steady load
                 stop.sleep(PAUSE)
         elif once:
             break
