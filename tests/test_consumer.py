@@ -631,23 +631,23 @@ def test_a_stop_finishes_the_batch_in_hand_and_commits_its_offsets(quiet: Pipeli
 
 @pytest.mark.parametrize("backlog", [False, True])
 def test_a_backlog_that_is_read_does_not_wait_for_what_trickles_in_behind_it(
-    quiet: Pipeline, monkeypatch: pytest.MonkeyPatch, backlog: bool
+    pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch, backlog: bool
 ) -> None:
     for name in ("FILL_AT_MOST", "FILL_ON_AT_MOST"):
         monkeypatch.setattr(consumer, name, 30.0)
     values = [change(n, n) for n in range(1, consumer.CHUNK * 3 // 2)]
     reading = kafka_client(Consumer, consumer.KAFKA_SETTINGS, Kafka())
     with closing(reading), ThreadPoolExecutor(1) as pool:
-        place = TopicPartition(quiet.topic, 0)
+        place = TopicPartition(pipeline.topic, 0)
         place.offset = reading.get_watermark_offsets(place, timeout=10)[1]
-        quiet.send(*values, partition=0)
+        pipeline.send(*values, partition=0)
         reading.assign([place])
         trickling = True
 
         def trickle() -> None:
             producer = Producer({**client_settings(), "linger.ms": 0})
             while trickling:
-                producer.produce(quiet.topic, values[0], partition=0)
+                producer.produce(pipeline.topic, values[0], partition=0)
                 assert producer.flush(10) == 0
                 time.sleep(0.01)
 
