@@ -263,6 +263,8 @@ def leave(consumer: Consumer, offsets: Offsets) -> None:
     offsets.send(consumer)
     while offsets.pending and time.monotonic() < end and not kafka.away:
         consumer.poll(0.05)
+    # What the group has just given is taken first: left to close(), librdkafka can wait for it with Python's lock held.
+    consumer.poll(0)
     if not kafka.fatal:  # left to close(), a rebalance under way could hang it for good: librdkafka issue 4041
         consumer.unsubscribe()
         while consumer.assignment() and time.monotonic() < end:
