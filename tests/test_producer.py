@@ -9,8 +9,8 @@ import random
 import signal
 import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -509,6 +509,19 @@ def wait_until_published(source: Connection, seconds: float) -> float:
     return time.monotonic() - started
 
 
+@contextmanager
+def streaming(reader: Reader) -> Iterator[Future[None]]:
+    """producer.stream beside the test, stopped at the end; what it raised, the test raises."""
+    stop = cli.Stop()
+    with ThreadPoolExecutor(1) as pool:
+        stream = pool.submit(producer.stream, reader.source, reader.client, reader.position, Kafka(), stop, once=False)
+        try:
+            yield stream
+        finally:
+            stop.requested = True
+        stream.result(10)
+
+
 def test_at_rest_no_change_waits_for_the_poll_interval(pipeline: Pipeline) -> None:
     start_producer(pipeline, POLL_INTERVAL="30")
     source = pipeline.source()
@@ -550,17 +563,12 @@ def test_a_change_that_saw_the_producer_awake_does_not_wait_where_it_falls_aslee
         return tries[-1]
 
     monkeypatch.setattr(producer, "try_lock", change_and_try_lock)
-    reader, stop = read(), cli.Stop()
-    with ThreadPoolExecutor(1) as pool:
-        streaming = pool.submit(
-            producer.stream, reader.source, reader.client, reader.position, Kafka(), stop, once=False
-        )
+    reader = read()
+    with streaming(reader) as stream:
         try:
-            wait_until(lambda: reader.ids() == [1] or streaming.done(), 5, "the change is published")
+            wait_until(lambda: reader.ids() == [1] or stream.done(), 5, "the change is published")
         finally:
             query(sessions[0], "COMMIT")
-            stop.requested = True
-        streaming.result(10)
     assert tries[:4] == ([False, False, False, True] if held else [True, *tries[1:4]])
 
 
@@ -630,20 +638,13 @@ def test_only_a_larger_page_wakes_the_producer_up(
     woken: list[None] = []
     wake_up = producer.wake_up
     monkeypatch.setattr(producer, "wake_up", lambda source: woken.append(wake_up(source)))
-    reader, stop = read(), cli.Stop()
-    with ThreadPoolExecutor(1) as pool:
-        streaming = pool.submit(
-            producer.stream, reader.source, reader.client, reader.position, Kafka(), stop, once=False
-        )
-        try:
-            for _ in range(3):
-                wait_until(lambda: query(sessions[0], HELD_BY_WRITERS) == [("ExclusiveLock",)], 5, "it sleeps")
-                query(sessions[1], f"INSERT INTO employees (salary) SELECT generate_series(1, {changes})")
-                wait_until(lambda: query(sessions[0], UNPUBLISHED) == [(0,)], 5, "all published")
-                time.sleep(0.1)
-        finally:
-            stop.requested = True
-        streaming.result(10)
+    reader = read()
+    with streaming(reader):
+        for _ in range(3):
+            wait_until(lambda: query(sessions[0], HELD_BY_WRITERS) == [("ExclusiveLock",)], 5, "it sleeps")
+            query(sessions[1], f"INSERT INTO employees (salary) SELECT generate_series(1, {changes})")
+            wait_until(lambda: query(sessions[0], UNPUBLISHED) == [(0,)], 5, "all published")
+            time.sleep(0.1)
     assert (len(reader.ids()), len(woken)) == (3 * changes, 3 * wakes)
 
 
