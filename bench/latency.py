@@ -36,6 +36,7 @@ PER_BACKEND = 500  # commits per second that one backend is asked for
 BURST = 50_000
 MARKED = 500  # every such row of the burst notes its arrival
 BURST_RATE, BURST_SECONDS = 50, 3  # of the single commits beside the burst
+FIRST_OF_BURST, FIRST_BESIDE, BEYOND = 700_000_000, 800_000_000, 900_000_000  # ids
 SLOW = {"plain": [20]}  # the rates that a system is asked for, where not all
 PERCENTILES = {"p50": 0.5, "p95": 0.95, "p99": 0.99, "max": 1.0}
 
@@ -150,18 +151,19 @@ def burst(pipeline: Pipeline) -> dict[str, float]:
     """Commit many rows at once while single commits go on; returns milliseconds."""
     source = pipeline.source()
     query(source, "BEGIN")
-    query(source, BURST_ROWS, {"first": 700_000_000})
+    query(source, BURST_ROWS, {"first": FIRST_OF_BURST})
     with ThreadPoolExecutor(1) as pool:
-        beside = pool.submit(commits, pipeline, 800_000_000, BURST_RATE, BURST_SECONDS)
+        beside = pool.submit(commits, pipeline, FIRST_BESIDE, BURST_RATE, BURST_SECONDS)
         time.sleep(BURST_SECONDS / 4)
         query(source, "COMMIT")
         committed = time.time()
         beside.result()
-    wait_for_arrivals(pipeline, 700_000_000, 800_000_000, BURST // MARKED)
-    last = "SELECT extract(epoch FROM max(seen))::float FROM arrivals WHERE emp_id BETWEEN 700000000 AND 799999999"
-    single = delays(pipeline, 800_000_000, 900_000_000)
+    wait_for_arrivals(pipeline, FIRST_OF_BURST, FIRST_BESIDE, BURST // MARKED)
+    last = "SELECT extract(epoch FROM max(seen))::float FROM arrivals WHERE emp_id >= %s AND emp_id < %s"
+    single = delays(pipeline, FIRST_BESIDE, BEYOND)
     return {
-        "last_row_after": (query(pipeline.destination(), last)[0][0] - committed) * 1000,
+        "last_row_after": (query(pipeline.destination(), last, (FIRST_OF_BURST, FIRST_BESIDE))[0][0] - committed)
+        * 1000,
         "longest_delay_of_others": max(single),
         "p50_of_others": percentile(single, 0.5),
     }
