@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, closing
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -352,6 +353,30 @@ def test_dates_do_not_depend_on_the_way_the_destination_writes_them(destination:
         apply(destination, *(change(n, n, dob=date) for n, date in enumerate(dates, 1)))
         query(destination, "SET datestyle = 'ISO'")
         assert query(destination, "SELECT dob::text FROM employees ORDER BY emp_id") == [(date,) for date in dates]
+
+
+def scans(destination: Connection) -> list[tuple[str, bool]]:
+    """How the plan of the prepared statement reads tables, and whether each time by the key."""
+    columns = applying.arrays([applying.elements(change(1, 1).encode())])
+    plan = [line.strip(" ->") for (line,) in query(destination, f"EXPLAIN (COSTS off) {applying.APPLY}", columns)]
+    return [
+        (line, below.startswith("Index Cond: (emp_id"))
+        for line, below in pairwise(plan)
+        if "Scan" in line and "cdc_" in line
+    ]
+
+
+@pytest.mark.parametrize("rows", [0, 20_000])
+def test_the_gate_is_looked_up_by_key_whatever_the_statistics_said(quiet: Pipeline, rows: int) -> None:
+    """The plan is made once. Made while the gate was known to be empty, one that reads all of it for each batch, or for
+    each record, looks as cheap as any: 300,000 changes then took 140 s instead of 3, until the next ANALYZE."""
+    with closing(quiet.destination()) as destination:
+        query(destination, "TRUNCATE employees, cdc_applied")
+        query(destination, "INSERT INTO cdc_applied SELECT generate_series(1, %(rows)s), 1", {"rows": rows})
+        query(destination, "ANALYZE cdc_applied")
+        apply(destination, change(1, 1))
+        lookup = "Index Scan using cdc_applied_pkey on cdc_applied applied"
+        assert scans(destination) == [(lookup, True), (f"{lookup}_1", True)]
 
 
 DELETE_INSIDE = applying.SESSION.replace(
