@@ -16,7 +16,9 @@ from connection import Kafka, first_line, kafka_client
 log = logging.getLogger("consumer")
 
 EMPLOYEES = 16_000  # applied in one transaction, or a little more
-MESSAGES = 40_000  # of a batch: where few employees change often, most are superseded within it
+MEMORY = 40_000_000  # bytes, for a batch; some 45,000 messages where few employees change often
+PER_MESSAGE = 300  # bytes that a message takes beside its value
+COPIES = 9  # of a record's text, at most at a time, on its way from the message into the statement
 
 KAFKA_SETTINGS = {
     "enable.idempotence": True,
@@ -32,9 +34,11 @@ class Batch:
     messages: list[Message] = field(default_factory=list)
     newest: dict[str, Elements] = field(default_factory=dict)  # by emp_id
     bad: list[tuple[Message, str]] = field(default_factory=list)  # what is no record, and why
+    bytes: int = 0  # of the messages' values
 
     def add(self, message: Message) -> None:
         self.messages.append(message)
+        self.bytes += len(message)
         try:
             record = elements(message.value())
         except ValueError as error:
@@ -43,7 +47,13 @@ class Batch:
         keep_newest(self.newest, record)
 
     def full(self) -> bool:
-        return len(self.newest) >= EMPLOYEES or len(self.messages) >= MESSAGES
+        return len(self.newest) >= EMPLOYEES or self.memory() >= MEMORY
+
+    def memory(self) -> float:
+        """Return about how many bytes the batch takes until it is applied."""
+        count = len(self.messages)
+        copied = COPIES * len(self.newest) / count if count else 0.0
+        return PER_MESSAGE * count + self.bytes * (1 + copied)
 
 
 @dataclass

@@ -218,6 +218,17 @@ class Pipeline:
             result = self.run(script, "--once")
             assert result.returncode == 0, result.stdout + result.stderr
 
+    def peak_memory(self, script: str) -> float:
+        """Run a script with --once; returns the most memory that it ever used, in MB."""
+        process = self.start(script, "--once").process
+        peak = 0
+        while process.poll() is None:
+            memory = Path(f"/proc/{process.pid}/status").read_text(encoding="ascii").partition("VmHWM:")[2].split()
+            peak = int(memory[0]) if memory else peak  # there is none any more once it has ended
+            time.sleep(0.01)
+        assert process.returncode == 0, self.scripts[-1].output()
+        return peak / 1024
+
     def send(self, *values: bytes | str | None, key: str | None = None, partition: int = -1) -> None:
         """Send messages to the topic, as a stranger would."""
         producer = Producer(client_settings())

@@ -500,6 +500,40 @@ def test_consumers_that_deadlock_over_the_same_employees_end_right(quiet: Pipeli
     assert query(destination, "SELECT emp_id, city FROM employees ORDER BY 1") == [(3, "second"), (5, "second")]
 
 
+# Memory
+
+
+def wide(cdc_id: int, employees: int, letters: str) -> str:
+    """A change of one of so many employees, with texts as long as they may be."""
+    text = dict.fromkeys(("first_name", "last_name", "city"), letters)
+    return change(cdc_id, 1 + cdc_id % employees, "UPDATE", **text, dob="2000-01-01", salary=1)
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="reads a process's peak from Linux' /proc")
+@pytest.mark.parametrize(
+    ("employees", "letters", "most"),
+    [
+        pytest.param(5_000, "Ж" * 100, 150, id="few wide employees"),
+        pytest.param(150_000, "Ж" * 100, 150, id="many wide employees"),
+        pytest.param(150_000, "😀" + "a" * 99, 165, id="four bytes a letter, in Python only"),
+        pytest.param(0, "", 150, id="large messages that are no change"),
+    ],
+)
+def test_a_backlog_of_any_kind_stays_within_bounded_memory(
+    pipeline: Pipeline, employees: int, letters: str, most: int
+) -> None:
+    if employees:
+        for start in range(1, 150_000, 30_000):
+            values = (wide(start + n, employees, letters) for n in range(30_000))
+            pipeline.send(*values, partition=start // 30_000 % 3)
+    else:
+        for partition in range(3):
+            pipeline.send(*("x" * 500_000 for _ in range(100)), partition=partition)
+    megabytes = pipeline.peak_memory("consumer.py")
+    print(f"peak of the consumer: {megabytes:.0f} MB")
+    assert megabytes < most
+
+
 # Several consumers
 
 

@@ -673,18 +673,6 @@ def test_a_page_larger_than_the_clients_queue_is_published_once_and_in_order(pip
     assert rise_per_employee([(str(record.emp_id), record.cdc_id) for record in records])
 
 
-def peak(pipeline: Pipeline, script: str) -> float:
-    """Run a script with --once; returns the most memory that it ever used, in MB."""
-    process = pipeline.start(script, "--once").process
-    peak = 0
-    while process.poll() is None:
-        memory = Path(f"/proc/{process.pid}/status").read_text(encoding="ascii").partition("VmHWM:")[2].split()
-        peak = int(memory[0]) if memory else peak  # there is none any more once it has ended
-        time.sleep(0.01)
-    assert process.returncode == 0, pipeline.scripts[-1].output()
-    return peak / 1024
-
-
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="reads a process's peak from Linux' /proc")
 def test_transactions_of_300_000_rows_stay_within_bounded_memory_on_time_and_late(
     bare_pipeline: Pipeline, record_property: Callable[[str, object], None]
@@ -701,8 +689,8 @@ def test_transactions_of_300_000_rows_stay_within_bounded_memory_on_time_and_lat
         """,
     )
     pipeline.set_up()  # logs them all in one transaction
-    peaks = {"producer, 300,000 rows of one transaction": peak(pipeline, "producer.py")}
-    peaks["consumer, 300,000 changes"] = peak(pipeline, "consumer.py")
+    peaks = {"producer, 300,000 rows of one transaction": pipeline.peak_memory("producer.py")}
+    peaks["consumer, 300,000 changes"] = pipeline.peak_memory("consumer.py")
     assert pipeline.equal()
 
     query(a, "BEGIN")
@@ -715,7 +703,7 @@ def test_transactions_of_300_000_rows_stay_within_bounded_memory_on_time_and_lat
     assert pipeline.run("producer.py", "--once").returncode == 0
     assert query(b, "SELECT last_offset FROM cdc_position") == [(600_001,)]
     query(a, "COMMIT")
-    peaks["producer, 300,000 rows of one late transaction"] = peak(pipeline, "producer.py")
+    peaks["producer, 300,000 rows of one late transaction"] = pipeline.peak_memory("producer.py")
     assert query(b, UNPUBLISHED) == [(0,)]
     assert messages_in_topic(pipeline) == 600_001
     for name, megabytes in peaks.items():
