@@ -39,7 +39,7 @@ $(VENV)/.bench: requirements-bench.txt $(VENV)/.scripts
 	@touch $@
 
 .PHONY: bench
-bench: $(VENV)/.bench up  ## speed, latency and cost beside native replication, about 15 minutes; then the plots in docs/
+bench: $(VENV)/.bench up  ## speed, latency and cost beside native replication, under 10 minutes; then the plots in docs/
 	$(RUN) bench/catch_up.py
 	$(RUN) bench/latency.py
 	$(RUN) bench/capture.py

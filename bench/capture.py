@@ -188,7 +188,7 @@ def benchmark() -> None:
     parser.add_argument("--clients", type=measure.numbers, default=[1, 4, 16], metavar="1,4,16")
     parser.add_argument("--changes", type=measure.names, default=list(SCRIPTS), metavar="INSERT,UPDATE")
     parser.add_argument("--variants", type=measure.names, default=list(VARIANTS), metavar=",".join(VARIANTS))
-    parser.add_argument("--seconds", type=float, default=0.5, help="that the bare trigger works for in each case")
+    parser.add_argument("--seconds", type=float, default=0.4, help="that the bare trigger works for in each case")
     parser.add_argument("--rounds", type=int, default=3)
     arguments = parser.parse_args()
     if arguments.quick:

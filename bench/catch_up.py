@@ -351,7 +351,7 @@ def benchmark() -> None:
     parser.add_argument(
         "--systems", type=measure.names, default=["ours", "native", "plain"], metavar="ours,native,plain"
     )
-    parser.add_argument("--consumers", type=measure.numbers, default=[1, 2, 3], metavar="1,2,3")
+    parser.add_argument("--consumers", type=measure.numbers, default=[1, 3], metavar="1,2,3")
     arguments = parser.parse_args()
     if arguments.quick:
         arguments.changes, arguments.plain_changes, arguments.pairs = 30_000, 2_000, 1

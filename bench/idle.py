@@ -108,7 +108,7 @@ def report(found: dict[str, Any]) -> None:
 
 def benchmark() -> None:
     parser = measure.parser(__doc__)
-    parser.add_argument("--seconds", type=float, default=20.0)
+    parser.add_argument("--seconds", type=float, default=10.0)
     arguments = parser.parse_args()
     if arguments.quick:
         arguments.seconds = 5.0

@@ -276,7 +276,7 @@ def report(pairs: list[dict[str, Any]], systems: list[str], rates: list[int]) ->
 def benchmark() -> None:
     parser = measure.parser(__doc__)
     parser.add_argument("--rates", type=measure.numbers, default=[20, 500, 2000], metavar="20,500,2000")
-    parser.add_argument("--seconds", type=float, default=5.0, help="at each rate")
+    parser.add_argument("--seconds", type=float, default=4.0, help="at each rate")
     parser.add_argument("--pairs", type=int, default=3)
     parser.add_argument("--systems", type=measure.names, default=list(SYSTEMS), metavar="ours,native,plain")
     arguments = parser.parse_args()

@@ -12,6 +12,7 @@ import json
 import signal
 import sys
 import time
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -58,15 +59,16 @@ def produce() -> None:
 def consume() -> None:
     connection = psycopg2.connect(config.DESTINATION_DATABASE_URL)
     consumer = Consumer({**KAFKA, "group.id": config.KAFKA_GROUP_ID, "auto.offset.reset": "earliest"})
-    consumer.subscribe([config.KAFKA_TOPIC])
-    while True:
-        message = consumer.poll(1.0)
-        if message is None or message.error() is not None:
-            continue
-        record = json.loads(message.value() or b"")
-        with connection.cursor() as cursor:
-            cursor.execute(STATEMENTS[record["action"]], record)
-        connection.commit()
+    with closing(consumer):  # or the next run's consumer would wait 45 s for its partitions
+        consumer.subscribe([config.KAFKA_TOPIC])
+        while True:
+            message = consumer.poll(1.0)
+            if message is None or message.error() is not None:
+                continue
+            record = json.loads(message.value() or b"")
+            with connection.cursor() as cursor:
+                cursor.execute(STATEMENTS[record["action"]], record)
+            connection.commit()
 
 
 if __name__ == "__main__":
