@@ -220,7 +220,8 @@ def stop(run: Run, role: str) -> None:
         run.problem(f"{script.log.name} did not end within 20 s of SIGTERM\n{tail(script)}")
         script.kill()
     else:
-        if code != 0:
+        starting = code == -signal.SIGTERM and not script.output()  # Python does not heed signals yet
+        if code != 0 and not starting:
             run.problem(f"{script.log.name} ended with exit code {code} after SIGTERM\n{tail(script)}")
 
 
