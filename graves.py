@@ -34,11 +34,11 @@ class Batch:
     messages: list[Message] = field(default_factory=list)
     newest: dict[str, Elements] = field(default_factory=dict)  # by emp_id
     bad: list[tuple[Message, str]] = field(default_factory=list)  # what is no record, and why
-    bytes: int = 0  # of the messages' values
+    size: int = 0  # bytes of the messages' values
 
     def add(self, message: Message) -> None:
         self.messages.append(message)
-        self.bytes += len(message)
+        self.size += len(message)
         try:
             record = elements(message.value())
         except ValueError as error:
@@ -53,7 +53,7 @@ class Batch:
         """Return about how many bytes the batch takes until it is applied."""
         count = len(self.messages)
         copied = COPIES * len(self.newest) / count if count else 0.0
-        return PER_MESSAGE * count + self.bytes * (1 + copied)
+        return PER_MESSAGE * count + self.size * (1 + copied)
 
 
 @dataclass
