@@ -29,7 +29,7 @@ if not __package__:
 
 from bench import measure
 from bench.measure import say, shown
-from tests.pipeline import ROOT, Pipeline, Script, query
+from tests.pipeline import ROOT, Pipeline, Script, peak_memory, query
 
 Scripts = dict[str, list[Script]]  # by name: producer, consumer
 
@@ -167,7 +167,7 @@ def carry(
     every = [script for group in scripts.values() for script in group]
     arrival = measure.watch(destination, COUNT, TIMEOUT, every)
     cpu = meter.result(scripts, start_cpu or {})
-    memory = {name: max(measure.peak_memory(s.process.pid) for s in group) for name, group in scripts.items()}
+    memory = {name: max(peak_memory(s.process.pid) for s in group) for name, group in scripts.items()}
     measure.check_equal(pipeline)
     changes = transactions * TRANSACTION + 2 * measure.MARKS
     left = transactions * ROWS_PER_TRANSACTION[load] + 2 * measure.MARKS

@@ -372,15 +372,6 @@ def fine_cpu(process: int) -> float:
     return total / 1e9
 
 
-def peak_memory(process: int) -> float:
-    """The most memory that a process has had resident, in MB."""
-    with suppress(FileNotFoundError):
-        for line in Path(f"/proc/{process}/status").read_text().splitlines():
-            if line.startswith("VmHWM:"):
-                return int(line.split()[1]) / 1024
-    return float("nan")
-
-
 def kafka_process() -> int | None:
     return next((servers.pid(server) for server in servers.servers() if server.kind == "kafka"), None)
 

@@ -8,7 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -68,6 +68,15 @@ def query(connection: Connection, sql: str, values: Any = None) -> list[tuple[An
     with connection.cursor() as cursor:
         cursor.execute(sql, values)
         return cursor.fetchall() if cursor.description else []
+
+
+def peak_memory(process: int) -> float:
+    """The most memory that a process has had resident, in MB."""
+    with suppress(FileNotFoundError):
+        for line in Path(f"/proc/{process}/status").read_text(encoding="ascii").splitlines():
+            if line.startswith("VmHWM:"):
+                return int(line.split()[1]) / 1024
+    return float("nan")
 
 
 @dataclass
@@ -221,13 +230,12 @@ class Pipeline:
     def peak_memory(self, script: str) -> float:
         """Run a script with --once; returns the most memory that it ever used, in MB."""
         process = self.start(script, "--once").process
-        peak = 0
+        peak = 0.0
         while process.poll() is None:
-            memory = Path(f"/proc/{process.pid}/status").read_text(encoding="ascii").partition("VmHWM:")[2].split()
-            peak = int(memory[0]) if memory else peak  # there is none any more once it has ended
+            peak = max(peak, peak_memory(process.pid))  # in this order, as it is NaN once the process has ended
             time.sleep(0.01)
         assert process.returncode == 0, self.scripts[-1].output()
-        return peak / 1024
+        return peak
 
     def send(self, *values: bytes | str | None, key: str | None = None, partition: int = -1) -> None:
         """Send messages to the topic, as a stranger would."""
