@@ -27,17 +27,19 @@ import config
 from apply import SESSION
 from connection import Kafka, Outage, WrongSetting, connect, explain, kafka_client
 from employee import named
-from graves import Batch, Graves, apply_or_bury
+from graves import EMPLOYEES, Batch, Graves, apply_or_bury
 from offsets import Offsets, from_the_first
 
 log = logging.getLogger("consumer")
 
 CHUNK = 1_000  # messages taken from the client's queue at once
 SLICE = 200  # messages read at once while PostgreSQL works at the batch before
-# Seconds that a batch of more than a chunk waits for the next one, and for all of them: the larger the batch, the fewer
-# records of an employee are left to apply. Longer where the batch before was such a one, too.
-FILL, FILL_AT_MOST = 0.05, 0.15
-FILL_ON, FILL_ON_AT_MOST = 0.15, 0.4
+# Where employees change again and again, a larger batch leaves fewer records to apply: in a backlog it is worth waiting
+# for the next chunk, and for all of them. Where a full batch shows that they do not, PostgreSQL had better begin, and
+# what comes next is read while it works. A small batch shows nothing: it would keep the next one small.
+FOLDING = 0.8  # employees for each record, at most
+FILL, FILL_AT_MOST = 0.15, 0.4  # seconds
+READ_AT_MOST = 0.03  # seconds
 GIVE_UP = 60.0  # seconds without progress after which --once gives up
 POLL_SECONDS = 0.2  # how long to wait for the first message of a batch
 LEAVE_SECONDS = 5.0  # how long to wait for Kafka at the end
@@ -66,7 +68,7 @@ class Intake:
     consumer: Consumer
     batch: Batch = field(default_factory=Batch)
     events: list[Message] = field(default_factory=list)
-    backlog: bool = False  # the batch before was more than a chunk
+    patient: bool = False  # the batch before was more than a chunk, and not a full one without folding
 
     def take(self, found: list[Message]) -> bool:
         for message in found:
@@ -83,20 +85,20 @@ class Intake:
             if first is None:
                 return
             self.take([first])
-        # With a time-out, consume() waits all of it for a full chunk: only where a backlog is read.
-        fill, at_most = (FILL_ON, FILL_ON_AT_MOST) if self.backlog else (FILL, FILL_AT_MOST)
-        end = time.monotonic() + at_most
+        end = time.monotonic() + (FILL_AT_MOST if self.patient else READ_AT_MOST)
         while not self.batch.full() and time.monotonic() < end:
-            patience = fill if len(self.batch.messages) >= CHUNK else 0
-            found = self.consumer.consume(CHUNK, patience)
+            # With a time-out, consume() waits all of it for a full chunk: only where a backlog is read.
+            found = self.consumer.consume(CHUNK, FILL if self.patient and len(self.batch.messages) >= CHUNK else 0)
             self.take(found)
             if len(found) < CHUNK:  # no more than trickles in
                 break
 
     def hand_out(self) -> tuple[Batch, list[Message]]:
-        handed, self.batch, self.events = (self.batch, self.events), Batch(), []
-        self.backlog = len(handed[0].messages) >= CHUNK
-        return handed
+        batch, events = self.batch, self.events
+        self.batch, self.events = Batch(), []
+        records, employees = len(batch.messages) - len(batch.bad), len(batch.newest)
+        self.patient = records >= CHUNK and (employees < EMPLOYEES or employees <= FOLDING * records)
+        return batch, events
 
     def read_on(self, destination: Connection) -> None:
         """Read the next batch while PostgreSQL works at this one; a wait callback of psycopg2."""

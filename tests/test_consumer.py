@@ -22,6 +22,7 @@ from psycopg2.extensions import connection as Connection
 import apply as applying
 import config
 import consumer
+import graves
 from connection import Kafka, connect, kafka_client
 from employee import CDCRecord
 from tests.pipeline import (
@@ -688,11 +689,11 @@ def test_a_stop_finishes_the_batch_in_hand_and_commits_its_offsets(quiet: Pipeli
     wait_until_read(quiet, seconds=5)  # nothing runs: it was committed
 
 
-@pytest.mark.parametrize("backlog", [False, True])
+@pytest.mark.parametrize("patient", [False, True])
 def test_a_backlog_that_is_read_does_not_wait_for_what_trickles_in_behind_it(
-    pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch, backlog: bool
+    pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch, patient: bool
 ) -> None:
-    for name in ("FILL_AT_MOST", "FILL_ON_AT_MOST"):
+    for name in ("FILL_AT_MOST", "READ_AT_MOST"):
         monkeypatch.setattr(consumer, name, 30.0)
     values = [change(n, n) for n in range(1, consumer.CHUNK * 3 // 2)]
     reading = kafka_client(Consumer, consumer.KAFKA_SETTINGS, Kafka())
@@ -712,7 +713,7 @@ def test_a_backlog_that_is_read_does_not_wait_for_what_trickles_in_behind_it(
 
         trickle_done = pool.submit(trickle)
         try:
-            intake = consumer.Intake(reading, backlog=backlog)
+            intake = consumer.Intake(reading, patient=patient)
             started = time.monotonic()
             while len(intake.batch.messages) < len(values):
                 intake.fill()
@@ -720,6 +721,38 @@ def test_a_backlog_that_is_read_does_not_wait_for_what_trickles_in_behind_it(
         finally:
             trickling = False
         trickle_done.result()
+
+
+@pytest.mark.parametrize("employees", [2000, 500])
+def test_a_batch_waits_for_more_only_where_that_leaves_fewer_records(
+    pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch, employees: int
+) -> None:
+    for module in consumer, graves:
+        monkeypatch.setattr(module, "EMPLOYEES", 2000)
+    for name in ("FILL", "FILL_AT_MOST"):
+        monkeypatch.setattr(consumer, name, 3.0)
+    reading = kafka_client(Consumer, consumer.KAFKA_SETTINGS, Kafka())
+    with closing(reading):
+        place = TopicPartition(pipeline.topic, 0)
+        place.offset = reading.get_watermark_offsets(place, timeout=10)[1]
+        reading.assign([place])
+        intake = consumer.Intake(reading)
+
+        def fill(count: int) -> float:
+            pipeline.send(*(change(n, n % employees) for n in range(1, count + 1)), partition=0)
+            started = time.monotonic()
+            read = 0
+            while read < count:
+                intake.fill()
+                read = len(intake.batch.messages)
+            intake.hand_out()
+            return time.monotonic() - started
+
+        assert fill(2000) < 2  # nothing is known yet
+        assert (fill(1500) > 2) == (employees < 2000)
+        assert fill(1500) > 2  # the batch before was not full: it shows nothing
+        assert fill(500) < 2
+        assert fill(1500) < 2  # after less than a chunk
 
 
 # Bad messages
