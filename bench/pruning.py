@@ -46,7 +46,7 @@ def rate(pipeline: Pipeline, program: str, case: Case, transactions: int, retent
 def benchmark() -> None:
     parser = measure.parser(__doc__)
     parser.add_argument("--clients", type=int, default=4)
-    parser.add_argument("--seconds", type=float, default=3.0, help="of each run")
+    parser.add_argument("--seconds", type=float, default=2.0, help="of each run")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--rows", type=int, default=1_000_000, help="in the log at the start")
     arguments = parser.parse_args()
