@@ -27,7 +27,7 @@ import config
 from apply import SESSION
 from connection import Kafka, Outage, WrongSetting, connect, explain, kafka_client
 from employee import named
-from graves import EMPLOYEES, Batch, Graves, apply_or_bury
+from graves import Batch, Graves, apply_or_bury
 from offsets import Offsets, from_the_first
 
 log = logging.getLogger("consumer")
@@ -37,7 +37,6 @@ SLICE = 200  # messages read at once while PostgreSQL works at the batch before
 # Where employees change again and again, a larger batch leaves fewer records to apply: in a backlog it is worth waiting
 # for the next chunk, and for all of them. Where a full batch shows that they do not, PostgreSQL had better begin, and
 # what comes next is read while it works. A small batch shows nothing: it would keep the next one small.
-FOLDING = 0.8  # employees for each record, at most
 FILL, FILL_AT_MOST = 0.15, 0.4  # seconds
 READ_AT_MOST = 0.03  # seconds
 GIVE_UP = 60.0  # seconds without progress after which --once gives up
@@ -68,7 +67,7 @@ class Intake:
     consumer: Consumer
     batch: Batch = field(default_factory=Batch)
     events: list[Message] = field(default_factory=list)
-    patient: bool = False  # the batch before was more than a chunk, and not a full one without folding
+    patient: bool = False  # the batch before was more than a chunk, and not spread
 
     def take(self, found: list[Message]) -> bool:
         for message in found:
@@ -96,8 +95,7 @@ class Intake:
     def hand_out(self) -> tuple[Batch, list[Message]]:
         batch, events = self.batch, self.events
         self.batch, self.events = Batch(), []
-        records, employees = len(batch.messages) - len(batch.bad), len(batch.newest)
-        self.patient = records >= CHUNK and (employees < EMPLOYEES or employees <= FOLDING * records)
+        self.patient = batch.records() >= CHUNK and not batch.spread()
         return batch, events
 
     def read_on(self, destination: Connection) -> None:

@@ -16,6 +16,7 @@ from connection import Kafka, first_line, kafka_client
 log = logging.getLogger("consumer")
 
 EMPLOYEES = 16_000  # applied in one transaction, or a little more
+FOLDING = 0.8  # employees for each record, at most, where they change again and again
 MEMORY = 40_000_000  # bytes, for a batch; some 45,000 messages where few employees change often
 PER_MESSAGE = 300  # bytes that a message takes beside its value
 COPIES = 9  # of a record's text, at most at a time, on its way from the message into the statement
@@ -48,6 +49,13 @@ class Batch:
 
     def full(self) -> bool:
         return len(self.newest) >= EMPLOYEES or self.memory() >= MEMORY
+
+    def records(self) -> int:
+        return len(self.messages) - len(self.bad)
+
+    def spread(self) -> bool:
+        """Whether it holds as many employees as it may, hardly any of them twice."""
+        return len(self.newest) >= EMPLOYEES and len(self.newest) > FOLDING * self.records()
 
     def memory(self) -> float:
         """Return about how many bytes the batch takes until it is applied."""

@@ -7,7 +7,7 @@ import signal
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractContextManager, closing
+from contextlib import AbstractContextManager, closing, contextmanager
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -689,6 +689,15 @@ def test_a_stop_finishes_the_batch_in_hand_and_commits_its_offsets(quiet: Pipeli
     wait_until_read(quiet, seconds=5)  # nothing runs: it was committed
 
 
+@contextmanager
+def reading_from_the_end(pipeline: Pipeline) -> Iterator[Consumer]:
+    with closing(kafka_client(Consumer, consumer.KAFKA_SETTINGS, Kafka())) as reading:
+        place = TopicPartition(pipeline.topic, 0)
+        place.offset = reading.get_watermark_offsets(place, timeout=10)[1]
+        reading.assign([place])
+        yield reading
+
+
 @pytest.mark.parametrize("patient", [False, True])
 def test_a_backlog_that_is_read_does_not_wait_for_what_trickles_in_behind_it(
     pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch, patient: bool
@@ -696,12 +705,8 @@ def test_a_backlog_that_is_read_does_not_wait_for_what_trickles_in_behind_it(
     for name in ("FILL_AT_MOST", "READ_AT_MOST"):
         monkeypatch.setattr(consumer, name, 30.0)
     values = [change(n, n) for n in range(1, consumer.CHUNK * 3 // 2)]
-    reading = kafka_client(Consumer, consumer.KAFKA_SETTINGS, Kafka())
-    with closing(reading), ThreadPoolExecutor(1) as pool:
-        place = TopicPartition(pipeline.topic, 0)
-        place.offset = reading.get_watermark_offsets(place, timeout=10)[1]
+    with reading_from_the_end(pipeline) as reading, ThreadPoolExecutor(1) as pool:
         pipeline.send(*values, partition=0)
-        reading.assign([place])
         trickling = True
 
         def trickle() -> None:
@@ -727,24 +732,17 @@ def test_a_backlog_that_is_read_does_not_wait_for_what_trickles_in_behind_it(
 def test_a_batch_waits_for_more_only_where_that_leaves_fewer_records(
     pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch, employees: int
 ) -> None:
-    for module in consumer, graves:
-        monkeypatch.setattr(module, "EMPLOYEES", 2000)
+    monkeypatch.setattr(graves, "EMPLOYEES", 2000)
     for name in ("FILL", "FILL_AT_MOST"):
         monkeypatch.setattr(consumer, name, 3.0)
-    reading = kafka_client(Consumer, consumer.KAFKA_SETTINGS, Kafka())
-    with closing(reading):
-        place = TopicPartition(pipeline.topic, 0)
-        place.offset = reading.get_watermark_offsets(place, timeout=10)[1]
-        reading.assign([place])
+    with reading_from_the_end(pipeline) as reading:
         intake = consumer.Intake(reading)
 
         def fill(count: int) -> float:
             pipeline.send(*(change(n, n % employees) for n in range(1, count + 1)), partition=0)
             started = time.monotonic()
-            read = 0
-            while read < count:
+            while len(intake.batch.messages) < count:
                 intake.fill()
-                read = len(intake.batch.messages)
             intake.hand_out()
             return time.monotonic() - started
 
