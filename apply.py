@@ -5,30 +5,15 @@ Why it is done as it is: docs/design.md.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable
-from dataclasses import astuple
+from datetime import date
 
 import psycopg2
 from psycopg2.extensions import connection as Connection
 
-from employee import CDC_COLUMNS, EMPLOYEE_COLUMNS, CDCRecord
+from employee import CDC_COLUMNS, EMPLOYEE_COLUMNS, CDCRecord, Change, to_json
 
-Elements = tuple[str, ...]
-"""A record's columns in the order of CDC_COLUMNS, each as it is written in a PostgreSQL array."""
-
-# A message in the shape that the producer gives it, and surely a CDCRecord; its groups are array elements as they are.
-# Everything else (an escape in a text, the 29th of February, more than nine digits) goes through CDCRecord itself.
-INT = r"(0|-?[1-9][0-9]{0,8})"
-TEXT = r'(null|"[^"\\\x00-\x1f]{0,100}")'
-DATE = (
-    r'(null|"(?!0000)[0-9]{4}-'
-    r'(?:(?:0[1-9]|1[0-2])-(?:0[1-9]|1[0-9]|2[0-8])|(?:0[13-9]|1[0-2])-(?:29|30)|(?:0[13578]|1[02])-31)")'
-)
-CANONICAL = re.compile(
-    rf'\{{"cdc_id":([1-9][0-9]{{0,17}}),"emp_id":{INT},"first_name":{TEXT},"last_name":{TEXT},"dob":{DATE},'
-    rf'"city":{TEXT},"salary":(null|0|-?[1-9][0-9]{{0,8}}),"action":"(INSERT|UPDATE|DELETE)"\}}'
-)
+Record = Change | CDCRecord
 
 COLUMNS = ", ".join(EMPLOYEE_COLUMNS)
 # `before`: what was applied to the employee, NULL if the gate does not know it. Those are plain INSERTs, the cheapest
@@ -88,44 +73,42 @@ DATA_ERRORS = (
 )
 
 
-def elements(value: bytes | None) -> Elements:
-    """Return the record in a message's value. Raises ValueError, in words for people, if there is none."""
-    match = CANONICAL.fullmatch(value.decode()) if value is not None else None
-    if match:
-        return match.groups()
-    return tuple(element(column) for column in astuple(CDCRecord.from_json(value)))
-
-
-def element(column: str | int | None) -> str:
-    if column is None:
-        return "null"
-    if isinstance(column, int):
-        return str(column)
-    return '"' + column.replace("\\", "\\\\").replace('"', '\\"') + '"'
-
-
-def newest(records: Iterable[Elements]) -> Iterable[Elements]:
+def newest(records: Iterable[Record]) -> Iterable[Record]:
     """Return the newest record of each employee."""
-    found: dict[str, Elements] = {}
+    found: dict[int, Record] = {}
     for record in records:
         keep_newest(found, record)
     return found.values()
 
 
-def keep_newest(found: dict[str, Elements], record: Elements) -> None:
+def keep_newest(found: dict[int, Record], record: Record) -> None:
     """Put a record into found, by emp_id, unless a newer one is there."""
-    other = found.setdefault(record[1], record)
-    if other is not record and int(other[0]) < int(record[0]):
-        found[record[1]] = record
+    other = found.setdefault(record.emp_id, record)
+    if other.cdc_id < record.cdc_id:
+        found[record.emp_id] = record
 
 
-def arrays(records: Iterable[Elements]) -> dict[str, str]:
-    """Return the columns of records, at least one, as PostgreSQL arrays."""
-    columns = zip(*records, strict=True)
-    return {name: "{" + ",".join(column) + "}" for name, column in zip(CDC_COLUMNS, columns, strict=True)}
+def arrays(records: Iterable[Record]) -> dict[str, str]:
+    """Return the columns of records as PostgreSQL arrays."""
+    records = list(records)
+    return {column: array([getattr(record, column) for record in records]) for column in CDC_COLUMNS}
 
 
-def apply(destination: Connection, records: Iterable[Elements]) -> int:
+def array(column: list[str | int | date | None]) -> str:
+    """Return values as a PostgreSQL array. JSON writes them as an array does, but for what it escapes."""
+    text = to_json(column).decode()
+    if "\\" in text:
+        text = "[" + ",".join(map(element, column)) + "]"
+    return "{" + text[1:-1] + "}"
+
+
+def element(value: str | int | date | None) -> str:
+    if value is None:
+        return "null"
+    return '"' + str(value).replace("\\", "\\\\").replace('"', '\\"') + '"'
+
+
+def apply(destination: Connection, records: Iterable[Record]) -> int:
     """Apply records, one for each employee, in one transaction. Returns how many employees changed; the rest was stale.
 
     Raises one of DATA_ERRORS for records that the destination refuses.

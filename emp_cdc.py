@@ -8,18 +8,18 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import psycopg2
 from psycopg2.extensions import connection as Connection
 
 import config
 from connection import WrongSetting
-from employee import CDC_COLUMNS
+from employee import CDC_COLUMNS, Change
 
 log = logging.getLogger("producer")
 
 COLUMNS = ", ".join(CDC_COLUMNS)
+LOGGED = COLUMNS.replace("dob", "dob::text")  # Python's dates do not reach as far as PostgreSQL's
 
 # $1 last_offset, $2 snapshot, $3 page size. Late rows are those of transactions that the snapshot did not show: still
 # running then (xip) but not now, or begun later (from xmax on).
@@ -38,9 +38,9 @@ SET plan_cache_mode = force_generic_plan;
 LISTEN emp_cdc;
 -- its first row is its own snapshot, all others are changes
 PREPARE poll (bigint, pg_snapshot, bigint) AS
-SELECT NULL::bigint AS cdc_id, NULL::text, pg_current_snapshot()::text
+SELECT NULL::bigint AS cdc_id, NULL::int, pg_current_snapshot()::text, NULL, NULL, NULL, NULL::int, NULL
 UNION ALL
-SELECT cdc_id, emp_id::text, row_to_json(change)::text FROM
+SELECT {LOGGED} FROM
     ((SELECT {COLUMNS} FROM emp_cdc WHERE {RUNNING_THEN} ORDER BY txid LIMIT $3 + 1)
      UNION ALL
      (SELECT {COLUMNS} FROM emp_cdc WHERE {BEGUN_LATER} ORDER BY txid LIMIT $3 + 1)
@@ -54,7 +54,7 @@ POLL = "EXECUTE poll (%(last_offset)s, %(snapshot)s, %(page_size)s)"
 LATE_CURSOR = f"""
 BEGIN ISOLATION LEVEL REPEATABLE READ;
 DECLARE late NO SCROLL CURSOR FOR
-SELECT cdc_id, emp_id::text, row_to_json(change)::text, (SELECT pg_current_snapshot()::text)
+SELECT {LOGGED}, (SELECT pg_current_snapshot()::text)
 FROM (SELECT {COLUMNS} {LATE}) AS change ORDER BY cdc_id
 """.replace("$1", "%(last_offset)s").replace("$2", "%(snapshot)s::pg_snapshot")
 LATE_PAGE = "FETCH FORWARD %(page_size)s FROM late"
@@ -106,14 +106,6 @@ SELECT count(*), max(cdc_id) FROM gone
 """
 
 
-class Change(NamedTuple):
-    """A row of the log as it is published: its offset, and key and value of its message."""
-
-    cdc_id: int
-    key: str
-    value: str
-
-
 @dataclass(frozen=True)
 class Position:
     """Every row with cdc_id <= last_offset that is visible in snapshot has been published."""
@@ -153,8 +145,8 @@ def read_page(source: Connection, position: Position, page_size: int) -> tuple[l
         cursor.execute(
             POLL, {"last_offset": position.last_offset, "snapshot": position.snapshot, "page_size": page_size}
         )
-        (_, _, snapshot), *rows = cursor.fetchall()
-    return list(map(Change._make, rows)), snapshot
+        (_, _, snapshot, *_), *rows = cursor.fetchall()
+    return [Change(*row) for row in rows], snapshot
 
 
 def late_pages(source: Connection, position: Position, page_size: int) -> Iterator[tuple[list[Change], str]]:
@@ -166,7 +158,7 @@ def late_pages(source: Connection, position: Position, page_size: int) -> Iterat
             rows = cursor.fetchall()
             if not rows:
                 break
-            yield [Change._make(row[:-1]) for row in rows], rows[0][-1]
+            yield [Change(*row[:-1]) for row in rows], rows[0][-1]
         cursor.execute("COMMIT")
 
 

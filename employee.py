@@ -5,7 +5,10 @@ from __future__ import annotations
 import json
 import re
 from dataclasses import asdict, dataclass, fields
-from typing import Any
+from datetime import date
+from typing import Annotated, Any, Literal
+
+import msgspec
 
 ACTIONS = ("INSERT", "UPDATE", "DELETE")
 INT4 = (-(2**31), 2**31 - 1)
@@ -88,6 +91,46 @@ class CDCRecord:
 
 EMPLOYEE_COLUMNS = tuple(field.name for field in fields(Employee))
 CDC_COLUMNS = tuple(field.name for field in fields(CDCRecord))
+
+
+Int4 = Annotated[int, msgspec.Meta(ge=INT4[0], le=INT4[1])]
+Text = Annotated[str, msgspec.Meta(max_length=MAX_LENGTH)]
+
+
+class Change(msgspec.Struct, gc=False, forbid_unknown_fields=True):
+    """A CDCRecord on the fast path: msgspec writes and reads it in a fraction of the time.
+
+    Nothing is checked when it is made of a row of the log, with `dob` as text; the consumer judges it. All is checked
+    when it is read, strictly: what passes is a CDCRecord with the same columns.
+    """
+
+    cdc_id: Annotated[int, msgspec.Meta(ge=OFFSET[0], le=OFFSET[1])]
+    emp_id: Int4
+    first_name: Text | None
+    last_name: Text | None
+    dob: date | None
+    city: Text | None
+    salary: Int4 | None
+    action: Literal["INSERT", "UPDATE", "DELETE"]
+
+
+to_json = msgspec.json.Encoder().encode
+"""Change -> its JSON in bytes, as CDCRecord.to_json() gives it; also a list of columns -> a JSON array."""
+_read_strictly = msgspec.json.Decoder(Change).decode
+
+
+def read(value: bytes | None) -> Change | CDCRecord:
+    """Return the record that a message's value holds. Raises ValueError, in words for people, for anything else.
+
+    Whatever the fast path refuses goes through CDCRecord: a field more or less, a date that Python does not know, and
+    every escape, as it may stand for a character that PostgreSQL cannot store.
+    """
+    if value is not None and b"\\" not in value:
+        try:
+            return _read_strictly(value)
+        except msgspec.MsgspecError:
+            pass
+    return CDCRecord.from_json(value)
 
 
 def named(value: str | bytes | None) -> tuple[str, int]:

@@ -10,8 +10,9 @@ from psycopg2.extensions import connection as Connection
 
 import cli
 import config
-from apply import DATA_ERRORS, Elements, apply, elements, keep_newest, newest
+from apply import DATA_ERRORS, Record, apply, keep_newest, newest
 from connection import Kafka, first_line, kafka_client
+from employee import read
 
 log = logging.getLogger("consumer")
 
@@ -33,7 +34,7 @@ class Batch:
     """What is applied in one transaction: of many messages the newest record of each employee."""
 
     messages: list[Message] = field(default_factory=list)
-    newest: dict[str, Elements] = field(default_factory=dict)  # by emp_id
+    newest: dict[int, Record] = field(default_factory=dict)  # by emp_id
     bad: list[tuple[Message, str]] = field(default_factory=list)  # what is no record, and why
     size: int = 0  # bytes of the messages' values
 
@@ -41,7 +42,7 @@ class Batch:
         self.messages.append(message)
         self.size += len(message)
         try:
-            record = elements(message.value())
+            record = read(message.value())
         except ValueError as error:
             self.bad.append((message, str(error)))
             return
@@ -118,7 +119,7 @@ def apply_or_bury(destination: Connection, batch: Batch, graves: Graves) -> int:
 def apply_halved(destination: Connection, messages: list[Message], graves: Graves) -> int:
     """Apply records; where PostgreSQL refuses them for their data, halve them until the bad ones stand alone."""
     try:
-        return apply(destination, newest(elements(message.value()) for message in messages))
+        return apply(destination, newest(read(message.value()) for message in messages))
     except DATA_ERRORS as error:
         if len(messages) == 1:
             graves.bury(messages[0], first_line(error))

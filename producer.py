@@ -24,7 +24,6 @@ import config
 from connection import NO_BROKER, Kafka, Outage, WrongSetting, connect, kafka_client
 from emp_cdc import (
     LEFT,
-    Change,
     Position,
     PositionLost,
     Pruner,
@@ -36,7 +35,7 @@ from emp_cdc import (
     read_page,
     save,
 )
-from employee import named
+from employee import Change, named, to_json
 
 log = logging.getLogger("producer")
 
@@ -107,7 +106,7 @@ def publish(producer: Producer, page: list[Change], stop: cli.Stop) -> None:
     Raises NotPublished if Kafka refuses a message for good, Stopped if a stop is requested while Kafka is away.
     """
     failures: list[KafkaError] = []
-    waiting: list[dict[str, Any]] = [{"key": change.key, "value": change.value} for change in page]
+    waiting: list[dict[str, Any]] = [{"key": str(change.emp_id), "value": to_json(change)} for change in page]
     while waiting and not failures:
         producer.produce_batch(config.KAFKA_TOPIC, waiting, on_delivery=lambda error, _: refused(error, failures))
         # A full queue does not raise: it marks the messages that found no place, always the tail of the list.
@@ -246,7 +245,7 @@ def tell(
     report: cli.Report, source: Connection, position: Position, page: list[Change], count: int, started: float
 ) -> None:
     def names() -> list[str]:
-        return [f"{name} → published, offset {offset}" for name, offset in (named(change.value) for change in page)]
+        return [f"{name} → published, offset {offset}" for name, offset in (named(to_json(change)) for change in page)]
 
     def left() -> int:
         with source.cursor() as cursor:

@@ -24,7 +24,7 @@ import config
 import consumer
 import graves
 from connection import Kafka, connect, kafka_client
-from employee import CDCRecord
+from employee import CDCRecord, read
 from tests.pipeline import (
     BACKWARDS,
     ROWS,
@@ -296,7 +296,7 @@ def destination(quiet: Pipeline) -> Iterator[Connection]:
 def apply(destination: Connection, *values: str) -> int:
     if not query(destination, "SELECT 1 FROM pg_prepared_statements WHERE name = 'apply'"):
         query(destination, applying.SESSION)
-    return applying.apply(destination, applying.newest(applying.elements(value.encode()) for value in values))
+    return applying.apply(destination, applying.newest(read(value.encode()) for value in values))
 
 
 def test_a_duplicate_is_applied_once(destination: Connection) -> None:
@@ -358,7 +358,7 @@ def test_dates_do_not_depend_on_the_way_the_destination_writes_them(destination:
 
 def scans(destination: Connection) -> list[tuple[str, bool]]:
     """How the plan of the prepared statement reads tables, and whether each time by the key."""
-    columns = applying.arrays([applying.elements(change(1, 1).encode())])
+    columns = applying.arrays([read(change(1, 1).encode())])
     plan = [line.strip(" ->") for (line,) in query(destination, f"EXPLAIN (COSTS off) {applying.APPLY}", columns)]
     return [
         (line, below.startswith("Index Cond: (emp_id"))

@@ -6,8 +6,8 @@ import json
 import random
 import re
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, replace
-from typing import Any
+from dataclasses import asdict, astuple, replace
+from typing import Any, get_args, get_type_hints
 
 import psycopg2
 import pytest
@@ -16,7 +16,8 @@ from hypothesis import strategies as st
 from psycopg2.extensions import connection as Connection
 
 import apply as applying
-from employee import CDC_COLUMNS, EMPLOYEE_COLUMNS, CDCRecord, Employee, named
+import emp_cdc
+from employee import ACTIONS, CDC_COLUMNS, EMPLOYEE_COLUMNS, CDCRecord, Change, Employee, named, read, to_json
 from tests.pipeline import Pipeline, made, query
 
 FULL: dict[str, Any] = {
@@ -245,7 +246,7 @@ def test_a_value_that_is_no_record_is_refused_in_words(what: str) -> None:
 )
 def test_bytes_that_are_not_utf_8_are_refused_as_by_the_consumer(other: bytes) -> None:
     with pytest.raises(ValueError, match=r"not JSON|codec"):
-        applying.elements(other)
+        read(other)
     with pytest.raises(ValueError, match="not JSON"):
         CDCRecord.from_json(other)
 
@@ -358,7 +359,7 @@ def test_every_date_that_the_server_writes_is_taken(server: Connection) -> None:
     assert [day for (day,) in days if not taken(day)] == []
 
 
-# CANONICAL, the short cut of apply.py, against the real server
+# Change, the fast path, against the real server
 
 ARRAYS = """
 %(cdc_id)s::bigint[], %(emp_id)s::int[], %(first_name)s::text[], %(last_name)s::text[], %(dob)s::date[],
@@ -371,9 +372,9 @@ FROM unnest({ARRAYS}) WITH ORDINALITY AS record ({", ".join(CDC_COLUMNS)}, ordin
 BEFORE, BEHIND = CDCRecord(1, 1, city="before", action="INSERT"), CDCRecord(2, 2, city="behind", action="DELETE")
 
 
-def read_by_the_server(server: Connection, record: applying.Elements) -> CDCRecord:
+def read_by_the_server(server: Connection, record: applying.Record) -> CDCRecord:
     """The record as PostgreSQL reads it in the middle of two good ones."""
-    three = [applying.elements(BEFORE.to_json().encode()), record, applying.elements(BEHIND.to_json().encode())]
+    three = [read(BEFORE.to_json().encode()), record, read(BEHIND.to_json().encode())]
     arrays = applying.arrays(three)
     before, found, behind = (CDCRecord.from_json(row) for (row,) in query(server, READ, arrays))  # three records
     assert (before, behind) == (BEFORE, BEHIND)
@@ -400,28 +401,33 @@ PLAIN = {
 
 
 @pytest.mark.parametrize("what", PLAIN)
-def test_what_the_database_writes_for_plain_values_takes_the_short_cut(databases: Pipeline, what: str) -> None:
+def test_a_row_of_the_log_takes_the_fast_path_and_comes_out_as_postgresql_writes_it(
+    databases: Pipeline, what: str
+) -> None:
     source = databases.source()
     ((emp_id,),) = query(
         source, f"INSERT INTO employees ({', '.join(EMPLOYEE_COLUMNS)}) VALUES %s RETURNING emp_id", (PLAIN[what],)
     )
     query(source, "UPDATE employees SET city = city WHERE emp_id = %s", (emp_id,))
     query(source, "DELETE FROM employees WHERE emp_id = %s", (emp_id,))
-    log = (
-        f"SELECT row_to_json(change)::text FROM (SELECT {', '.join(CDC_COLUMNS)} FROM emp_cdc WHERE emp_id = %s) change"
-    )
-    rows = [row for (row,) in query(source, log, (emp_id,))]
-    assert [CDCRecord.from_json(row).action for row in rows] == ["INSERT", "UPDATE", "DELETE"]
-    for row in rows:
-        assert applying.CANONICAL.fullmatch(row) or "limits" in what, row  # ten digits go the long way
-        assert read_by_the_server(source, applying.elements(row.encode())).to_json() == row
-        assert CDCRecord.from_json(row).to_json() == row
+    log = f"""
+        SELECT row_to_json(change)::text, change.*
+        FROM (SELECT {emp_cdc.LOGGED} FROM emp_cdc WHERE emp_id = %s ORDER BY cdc_id) change
+    """
+    rows = query(source, log, (emp_id,))
+    assert [Change(*row[1:]).action for row in rows] == ["INSERT", "UPDATE", "DELETE"]
+    for text, *columns in rows:
+        value = to_json(Change(*columns))
+        assert value == text.encode()
+        found = read(value)
+        assert isinstance(found, Change)
+        assert read_by_the_server(source, found).to_json() == text
+        assert CDCRecord.from_json(value).to_json() == text
 
 
-@examples(400)
-@given(text=st.from_regex(applying.CANONICAL, fullmatch=True))
-def test_what_takes_the_short_cut_is_a_record_and_the_server_reads_it_so(server: Connection, text: str) -> None:
-    assert read_by_the_server(server, applying.elements(text.encode())) == CDCRecord.from_json(text)
+def test_the_fast_path_has_the_columns_of_the_record() -> None:
+    assert Change.__struct_fields__ == CDC_COLUMNS
+    assert set(get_args(get_type_hints(Change)["action"])) == set(ACTIONS)
 
 
 def text_of(characters: str, longest: int) -> st.SearchStrategy[str]:
@@ -468,6 +474,18 @@ def test_a_hostile_value_gets_through_as_what_it_is_or_not_at_all(server: Connec
         handed_and_read_are_equal(server, whole.replace(f'"{name}":{ours}', f'"{name}":{raw}').encode())
 
 
+@examples(400)
+@given(record=records)
+def test_the_fast_path_writes_what_the_record_writes(record: CDCRecord) -> None:
+    value = to_json(Change(*astuple(record)))
+    assert CDCRecord.from_json(value) == record
+    found = read(value)
+    assert {column: getattr(found, column) for column in CDC_COLUMNS if column != "dob"} == {
+        column: getattr(record, column) for column in CDC_COLUMNS if column != "dob"
+    }
+    assert record.dob == (None if found.dob is None else str(found.dob))
+
+
 @examples(600)
 @given(
     record=records,
@@ -487,7 +505,7 @@ def handed_and_read_are_equal(server: Connection, value: bytes) -> None:
     """Assert that what the consumer hands to PostgreSQL for a message is what CDCRecord reads in it, or that both
     refuse it."""
     try:
-        handed = applying.elements(value)
+        handed = read(value)
     except ValueError:
         assert read_by_us(value) is None
     else:
