@@ -659,6 +659,26 @@ def test_only_a_larger_page_wakes_the_producer_up(
     assert (len(reader.ids()), len(woken)) == (3 * changes, 3 * wakes)
 
 
+@pytest.mark.parametrize(
+    ("changes", "seconds"),
+    [(producer.FEW, 0), (producer.FEW + 1, 0.005), (25, 0.005), (50, 0.01), (5_000, 0.02), (producer.PAGE, 0)],
+)
+def test_the_larger_a_page_the_longer_the_next_one_may_fill(
+    read: Callable[[], Reader],
+    sessions: list[Connection],
+    monkeypatch: pytest.MonkeyPatch,
+    changes: int,
+    seconds: float,
+) -> None:
+    slept: list[float] = []
+    monkeypatch.setattr(cli.Stop, "sleep", lambda _, seconds: slept.append(seconds))
+    reader = read()
+    query(reader.source, f"INSERT INTO employees (salary) SELECT generate_series(1, {changes})")
+    with streaming(reader):
+        wait_until(lambda: query(sessions[0], HELD_BY_WRITERS) == [("ExclusiveLock",)], 5, "it sleeps")
+    assert slept == ([seconds] if seconds else [])
+
+
 def test_without_notifications_a_change_waits_for_the_poll_interval_only(pipeline: Pipeline) -> None:
     source = pipeline.source()
     query(source, "SET cdc.notify = off; LISTEN emp_cdc")
