@@ -41,7 +41,7 @@ log = logging.getLogger("producer")
 
 PAGE = 10_000  # changes read, published and acknowledged as one
 # Seconds that let the next page fill under steady load, the longer the faster changes come: writers want the CPU too.
-PAUSE, PAUSE_PER_CHANGE, PAUSE_AT_MOST = 0.005, 0.0002, 0.02
+PAUSE, PAUSE_PER_CHANGE, PAUSE_AT_MOST = 0.005, 0.0001, 0.02
 FEW = 5  # changes: a page this small is not worth a pause, nor waking up for
 PRUNE_PAUSE = 0.1  # seconds between two batches of pruning
 HOUSEKEEPING = 10.0  # seconds between looks at what can be pruned, while there is nothing to prune
