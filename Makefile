@@ -41,9 +41,9 @@ $(VENV)/.bench: requirements-bench.txt $(VENV)/.scripts
 .PHONY: bench
 bench: $(VENV)/.bench up  ## speed, latency and cost beside native replication, under 10 minutes; then the plots in docs/
 	$(RUN) bench/catch_up.py
-	$(RUN) bench/latency.py
 	$(RUN) bench/capture.py
 	$(RUN) bench/growth.py
+	$(RUN) bench/latency.py
 	$(RUN) bench/idle.py
 	$(RUN) bench/pruning.py
 	$(RUN) bench/plot.py
