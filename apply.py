@@ -11,9 +11,7 @@ from datetime import date
 import psycopg2
 from psycopg2.extensions import connection as Connection
 
-from employee import CDC_COLUMNS, EMPLOYEE_COLUMNS, CDCRecord, Change, to_json
-
-Record = Change | CDCRecord
+from employee import CDC_COLUMNS, EMPLOYEE_COLUMNS, Record, to_json
 
 COLUMNS = ", ".join(EMPLOYEE_COLUMNS)
 # `before`: what was applied to the employee, NULL if the gate does not know it. Those are plain INSERTs, the cheapest

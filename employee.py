@@ -114,12 +114,14 @@ class Change(msgspec.Struct, gc=False, forbid_unknown_fields=True):
     action: Literal["INSERT", "UPDATE", "DELETE"]
 
 
+Record = Change | CDCRecord
+
 to_json = msgspec.json.Encoder().encode
 """Change -> its JSON in bytes, as CDCRecord.to_json() gives it; also a list of columns -> a JSON array."""
 _read_strictly = msgspec.json.Decoder(Change).decode
 
 
-def read(value: bytes | None) -> Change | CDCRecord:
+def read(value: bytes | None) -> Record:
     """Return the record that a message's value holds. Raises ValueError, in words for people, for anything else.
 
     Whatever the fast path refuses goes through CDCRecord: a field more or less, a date that Python does not know, and

@@ -10,9 +10,9 @@ from psycopg2.extensions import connection as Connection
 
 import cli
 import config
-from apply import DATA_ERRORS, Record, apply, keep_newest, newest
+from apply import DATA_ERRORS, apply, keep_newest, newest
 from connection import Kafka, first_line, kafka_client
-from employee import read
+from employee import Record, read
 
 log = logging.getLogger("consumer")
 

@@ -17,7 +17,7 @@ from psycopg2.extensions import connection as Connection
 
 import apply as applying
 import emp_cdc
-from employee import ACTIONS, CDC_COLUMNS, EMPLOYEE_COLUMNS, CDCRecord, Change, Employee, named, read, to_json
+from employee import ACTIONS, CDC_COLUMNS, EMPLOYEE_COLUMNS, CDCRecord, Change, Employee, Record, named, read, to_json
 from tests.pipeline import Pipeline, made, query
 
 FULL: dict[str, Any] = {
@@ -372,7 +372,7 @@ FROM unnest({ARRAYS}) WITH ORDINALITY AS record ({", ".join(CDC_COLUMNS)}, ordin
 BEFORE, BEHIND = CDCRecord(1, 1, city="before", action="INSERT"), CDCRecord(2, 2, city="behind", action="DELETE")
 
 
-def read_by_the_server(server: Connection, record: applying.Record) -> CDCRecord:
+def read_by_the_server(server: Connection, record: Record) -> CDCRecord:
     """The record as PostgreSQL reads it in the middle of two good ones."""
     three = [read(BEFORE.to_json().encode()), record, read(BEHIND.to_json().encode())]
     arrays = applying.arrays(three)
