@@ -107,7 +107,9 @@ def publish(producer: Producer, page: list[Change], stop: cli.Stop) -> None:
     Raises NotPublished if Kafka refuses a message for good, Stopped if a stop is requested while Kafka is away.
     """
     failures: list[KafkaError] = []
-    waiting: list[dict[str, Any]] = [{"key": str(change.emp_id), "value": to_json(change)} for change in page]
+    waiting: list[dict[str, Any]] = [  # only what was put into the log by hand can be without emp_id
+        {"key": None if change.emp_id is None else str(change.emp_id), "value": to_json(change)} for change in page
+    ]
     while waiting and not failures:
         producer.produce_batch(config.KAFKA_TOPIC, waiting, on_delivery=lambda error, _: refused(error, failures))
         # A full queue does not raise: it marks the messages that found no place, always the tail of the list.

@@ -701,6 +701,13 @@ def test_dates_do_not_depend_on_the_way_the_source_writes_them(pipeline: Pipelin
     assert sorted(record.dob or "" for record in published(pipeline)) == dates
 
 
+def test_a_row_without_an_employee_has_no_key(pipeline: Pipeline) -> None:
+    query(pipeline.source(), "INSERT INTO emp_cdc (action) VALUES ('UPDATE')")
+    result = pipeline.run("producer.py", "--once")
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert [message.key() for message in pipeline.messages()] == [None]
+
+
 def test_a_page_larger_than_the_clients_queue_is_published_once_and_in_order(pipeline: Pipeline) -> None:
     source = pipeline.source()
     query(source, "INSERT INTO employees (salary) SELECT generate_series(1, 500)")
