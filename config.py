@@ -35,6 +35,9 @@ DESTINATION_DATABASE_URL = (
     os.environ.get("DESTINATION_DATABASE_URL") or f"postgresql://{_LOGIN}@localhost:5434/postgres"
 )
 
+CDC_SCHEMA = os.environ.get("CDC_SCHEMA") or "public"
+SCHEMA = f'"{CDC_SCHEMA}"'
+
 KAFKA_TOPIC = os.environ.get("KAFKA_TOPIC") or "employee_cdc"
 DEAD_LETTER_TOPIC = f"{KAFKA_TOPIC}_dlq"
 

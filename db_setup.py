@@ -7,87 +7,149 @@ Can be run again at any time without harm; upgrades a log that has only the spec
 
 from __future__ import annotations
 
+import re
+import time
 from contextlib import closing
 from pathlib import Path
+from typing import NoReturn
 
 import psycopg2
 from psycopg2.extensions import connection as Connection
 
+import capture
 import cli
 import config
-from connection import connect_within, explain, first_line
+from config import CDC_SCHEMA, SCHEMA
+from connection import address, connect_within, first_line
+from employee import CDC_COLUMNS
 
 SQL = Path(__file__).with_name("sql")
 WAIT = 60  # seconds for a server to come up
+CHUNK = 10_000  # rows of an old log that are moved in one transaction
+LINE_EVERY = 5.0  # seconds between lines of progress
 
 IDENTITY = """
 SELECT system_identifier, (SELECT oid FROM pg_database WHERE datname = current_database()) FROM pg_control_system()
 """
-COLUMNS = """
-SELECT attname, format_type(atttypid, atttypmod) FROM pg_attribute
-WHERE attrelid = to_regclass('employees') AND attnum > 0 AND NOT attisdropped
+# Where a session that sets nothing finds employees. Named with schemas throughout, as its search path is anybody's.
+VISIBLE = """
+RESET search_path;
+SELECT nspname::pg_catalog.text FROM pg_catalog.pg_class JOIN pg_catalog.pg_namespace
+    ON pg_namespace.oid OPERATOR(pg_catalog.=) relnamespace
+WHERE pg_class.oid OPERATOR(pg_catalog.=) pg_catalog.to_regclass('employees')
 """
-TYPES = {
-    "emp_id": "integer",
-    "first_name": "character varying(100)",
-    "last_name": "character varying(100)",
-    "dob": "date",
-    "city": "character varying(100)",
-    "salary": "integer",
-}
-KEY = """
-SELECT array_agg(attname::text) FROM pg_index JOIN pg_attribute ON attrelid = indrelid AND attnum = ANY (indkey)
-WHERE indrelid = to_regclass('employees') AND indisprimary AND indimmediate
+SAFE_PATH = "SET search_path = pg_catalog, pg_temp"
+SCHEMA_EXISTS = "SELECT to_regnamespace(%(schema)s) IS NOT NULL"
+
+COLUMNS = ", ".join(CDC_COLUMNS)
+OLD_LOG = f"SELECT to_regclass('{SCHEMA}.emp_cdc_old') IS NOT NULL"
+# The new rows are late rows, or beyond the offset: the producer publishes them in any case.
+MOVE = f"""
+WITH old AS (
+    SELECT {COLUMNS} FROM {SCHEMA}.emp_cdc_old WHERE cdc_id > %(after)s ORDER BY cdc_id LIMIT {CHUNK}
+), moved AS (
+    INSERT INTO {SCHEMA}.emp_cdc ({COLUMNS}) SELECT {COLUMNS} FROM old WHERE action IN ('INSERT', 'UPDATE', 'DELETE')
+    ON CONFLICT (cdc_id) DO NOTHING
+)
+SELECT max(cdc_id), count(*) FILTER (WHERE action IN ('INSERT', 'UPDATE', 'DELETE')) FROM old
 """
+KEPT = f"SELECT count(*) FROM {SCHEMA}.emp_cdc_old WHERE action IS NULL OR action NOT IN ('INSERT', 'UPDATE', 'DELETE')"
+DROP_OLD = f"DROP TABLE {SCHEMA}.emp_cdc_old"
 
 
-def check_employees(connection: Connection, name: str) -> None:
-    """Exit with one line if a table `employees` is there that the triggers or the consumer cannot work with."""
+def check_schema(connection: Connection, name: str) -> None:
+    """Exit with one line if CDC_SCHEMA is missing, or if employees is in another schema and not in it."""
     with connection.cursor() as cursor:
-        cursor.execute(COLUMNS)
-        columns = dict(cursor.fetchall())
-        if not columns:
-            return
-        for column, wanted in TYPES.items():
-            if column not in columns:
-                cli.fail(f"{name}: the table employees that is there has no column {column}; add or rename it")
-            if columns[column] != wanted:
-                cli.fail(f"{name}: employees.{column} that is there is {columns[column]}; it must be {wanted}")
-        cursor.execute(KEY)
-        if cursor.fetchone() != (["emp_id"],):
-            cli.fail(f"{name}: the table employees that is there needs PRIMARY KEY (emp_id), not deferrable")
+        cursor.execute(VISIBLE)
+        visible = cursor.fetchall()
+        cursor.execute(SAFE_PATH)
+        cursor.execute(SCHEMA_EXISTS, {"schema": SCHEMA})
+        if cursor.fetchall() == [(False,)]:
+            cli.fail(f"{name}: there is no schema {CDC_SCHEMA}; create it, or correct CDC_SCHEMA", cli.WRONG_USE)
+    if visible and visible != [(CDC_SCHEMA,)] and not capture.columns(connection, "employees"):
+        cli.fail(
+            f"{name}: employees is in schema {visible[0][0]}, not in {CDC_SCHEMA}; set CDC_SCHEMA={visible[0][0]}, or "
+            f"create employees in {CDC_SCHEMA} first",
+            cli.WRONG_USE,
+        )
+
+
+def check(source: Connection, destination: Connection) -> None:
+    """Exit with one line if the two databases are not a source and a destination that we can work with."""
+    identities = set()
+    for name, connection in (("source", source), ("destination", destination)):
+        with connection.cursor() as cursor:
+            cursor.execute(IDENTITY)
+            identities.add(cursor.fetchone())
+        check_schema(connection, name)
+    if len(identities) == 1:
+        cli.fail("source and destination are the same database; a change would go round for ever", cli.WRONG_USE)
+    for line in capture.refusals(source, destination):
+        cli.fail(line)
 
 
 def set_up(connection: Connection, name: str) -> None:
-    """Run sql/<name>.sql, one transaction of its own, and print what it says."""
+    """Run sql/<name>.sql in CDC_SCHEMA, one transaction of its own, and print what it says."""
+    text = (SQL / f"{name}.sql").read_text(encoding="utf-8")
+    if CDC_SCHEMA != "public":
+        text = re.sub(r"\bpublic\b", SCHEMA, text)
     with connection.cursor() as cursor:
-        cursor.execute((SQL / f"{name}.sql").read_text(encoding="utf-8"))
+        cursor.execute(text)
     for notice in connection.notices:
         print(f"{name}: {notice.partition('  ')[2].strip()}")
+
+
+def move_old_log(source: Connection) -> None:
+    """Move the rows of a log that sql/source.sql has replaced, some at a time; writers do not wait for it."""
+    with source.cursor() as cursor:
+        cursor.execute(OLD_LOG)
+        if cursor.fetchall() == [(False,)]:
+            return
+        after, moved, reported = -(2**63), 0, time.monotonic()
+        while True:
+            cursor.execute(MOVE, {"after": after})
+            ((newest, count),) = cursor.fetchall()
+            if newest is None:
+                break
+            after, moved = newest, moved + count
+            if time.monotonic() - reported > LINE_EVERY:
+                reported = time.monotonic()
+                print(f"source: {moved:,} rows of the old log moved", flush=True)
+        cursor.execute(KEPT)
+        ((kept,),) = cursor.fetchall()
+        if kept:
+            print(f"source: rows with another action than INSERT, UPDATE and DELETE stay in emp_cdc_old: {kept:,}")
+        else:
+            cursor.execute(DROP_OLD)
+    print(f"source: old log upgraded, {moved:,} rows")
 
 
 def main() -> None:
     parser = cli.parser(__doc__)
     cli.start_logging(parser.parse_args().verbose)
     stop = cli.stop_on_signals()
-    databases = {"source": config.SOURCE_DATABASE_URL, "destination": config.DESTINATION_DATABASE_URL}
-    identities = set()
-    for name, url in databases.items():
-        with closing(connect_within(name, url, WAIT, stop)) as connection, connection.cursor() as cursor:
-            cursor.execute(IDENTITY)
-            identities.add(cursor.fetchone())
-            check_employees(connection, name)
-    if len(identities) == 1:
-        cli.fail("source and destination are the same database; a change would go round for ever", cli.WRONG_USE)
-    for name, url in databases.items():
-        with closing(connect_within(name, url, WAIT, stop)) as connection:
-            try:
-                set_up(connection, name)
-            except psycopg2.errors.LockNotAvailable:
-                cli.fail(f"{name}: a long transaction holds the tables; run db_setup.py again when it has ended")
-            except psycopg2.Error as error:
-                cli.fail(f"{explain(name, url, error)} ({first_line(error)})")
-        print(f"{name}: ready")
+    with (
+        closing(connect_within("source", config.SOURCE_DATABASE_URL, WAIT, stop)) as source,
+        closing(connect_within("destination", config.DESTINATION_DATABASE_URL, WAIT, stop)) as destination,
+    ):
+        try:
+            check(source, destination)
+            set_up(source, "source")
+            move_old_log(source)
+            print("source: ready")
+            set_up(destination, "destination")
+            print("destination: ready")
+            for line in capture.warnings(source, destination):
+                print(line)
+        except psycopg2.Error as error:
+            fail(error, "destination" if error.cursor and error.cursor.connection is destination else "source")
+
+
+def fail(error: psycopg2.Error, name: str) -> NoReturn:
+    if isinstance(error, psycopg2.errors.LockNotAvailable):
+        cli.fail(f"{name}: a long transaction holds the tables; run db_setup.py again when it has ended")
+    url = config.SOURCE_DATABASE_URL if name == "source" else config.DESTINATION_DATABASE_URL
+    cli.fail(f"{name} at {address(url)}: {first_line(error)}")
 
 
 if __name__ == "__main__":

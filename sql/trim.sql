@@ -3,10 +3,11 @@
 --   psql … -v oldest=OFFSET -f sql/trim.sql        OFFSET: the oldest one in the source's log
 
 BEGIN;
+SET LOCAL search_path = pg_catalog, pg_temp;
 SET LOCAL lock_timeout = '5s';
 -- Consumers wait. Without the lock one of them could be waiting for a row of the gate that goes away, and with it the
 -- change that it was to let through.
-LOCK TABLE cdc_applied IN SHARE ROW EXCLUSIVE MODE;
-DELETE FROM cdc_applied AS applied
-WHERE cdc_id < :oldest AND NOT EXISTS (SELECT FROM employees WHERE employees.emp_id = applied.emp_id);
+LOCK TABLE public.cdc_applied IN SHARE ROW EXCLUSIVE MODE;
+DELETE FROM public.cdc_applied AS applied
+WHERE cdc_id < :oldest AND NOT EXISTS (SELECT FROM public.employees WHERE employees.emp_id = applied.emp_id);
 COMMIT;
