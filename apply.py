@@ -34,9 +34,11 @@ WITH record AS MATERIALIZED (
     AND record.before < record.cdc_id AND applied.cdc_id < record.cdc_id
     RETURNING record.*
 ), inserted AS (
-    INSERT INTO employees ({COLUMNS}) SELECT {COLUMNS} FROM record WHERE before IS NULL AND action <> 'DELETE'
+    INSERT INTO employees ({COLUMNS}) OVERRIDING SYSTEM VALUE
+    SELECT {COLUMNS} FROM record WHERE before IS NULL AND action <> 'DELETE'
 ), upserted AS (
-    INSERT INTO employees ({COLUMNS}) SELECT {COLUMNS} FROM newer WHERE action <> 'DELETE'
+    INSERT INTO employees ({COLUMNS}) OVERRIDING SYSTEM VALUE
+    SELECT {COLUMNS} FROM newer WHERE action <> 'DELETE'
     ON CONFLICT (emp_id) DO UPDATE
     SET {", ".join(f"{column} = excluded.{column}" for column in EMPLOYEE_COLUMNS[1:])}
 )

@@ -84,11 +84,6 @@ UPDATE cdc_position SET system_identifier = (SELECT system_identifier FROM pg_co
 COMMIT
 """
 
-TRIGGERS = """
-SELECT count(*) FROM pg_trigger
-WHERE tgrelid = 'employees'::regclass AND tgenabled = 'A'
-  AND tgname IN ('employee_cdc_trigger', 'employee_cdc_truncate_trigger')
-"""
 SEQUENCE = "SELECT last_value - (NOT is_called)::int FROM emp_cdc_cdc_id_seq"
 SANE_JUMP = 10**12  # offsets: nobody's log lost more; a message further ahead is a stranger's
 LEFT = "SELECT coalesce(max(cdc_id), 0) - %(last_offset)s FROM emp_cdc"
@@ -118,17 +113,10 @@ class PositionLost(Exception):
     """The position in the source is not the one we saved: someone moved it, or a backup was restored."""
 
 
-class SetUpMissing(Exception):
-    """Something that db_setup.py makes is not there."""
-
-
 def prepare(source: Connection) -> None:
-    """Make the connection ready for reading the log. Raises SetUpMissing, or psycopg2.errors.UndefinedTable, if the
-    source is not set up, WrongSetting if PostgreSQL does not understand RETENTION."""
+    """Make the connection ready for reading the log. Raises psycopg2.errors.UndefinedTable if the source is not set
+    up, WrongSetting if PostgreSQL does not understand RETENTION."""
     with source.cursor() as cursor:
-        cursor.execute(TRIGGERS)
-        if cursor.fetchall() != [(2,)]:
-            raise SetUpMissing("source: the triggers on employees are missing or disabled; run python db_setup.py")
         try:
             cursor.execute("SELECT now() - %(retention)s::interval", {"retention": config.RETENTION})
         except psycopg2.DataError:

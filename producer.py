@@ -19,6 +19,7 @@ import psycopg2
 from confluent_kafka import Consumer, KafkaError, KafkaException, Producer, TopicPartition
 from psycopg2.extensions import connection as Connection
 
+import capture
 import cli
 import config
 from connection import NO_BROKER, Kafka, Outage, WrongSetting, connect, kafka_client
@@ -27,7 +28,6 @@ from emp_cdc import (
     Position,
     PositionLost,
     Pruner,
-    SetUpMissing,
     check_sequence,
     late_pages,
     load_position,
@@ -206,9 +206,10 @@ def stream(
     asked. A larger one wakes us up, as writers at that rate would pay for notifying.
     """
     report = cli.Report(log, "published")
-    pruner, due = Pruner(source), 0.0
+    pruner, watch, due = Pruner(source), capture.Watch(source), 0.0
     asleep, restless = False, 0
     while not stop.requested:
+        watch.check()
         started = time.monotonic()
         position, page, count = run_once(source, producer, position, stop)
         took = time.monotonic() - started
@@ -299,7 +300,7 @@ def main() -> None:
             outage.wait(f"topic {config.KAFKA_TOPIC}: {reason.str()}{advice}", quiet=kafka.settling())
         except NotPublished as error:
             outage.wait(f"topic {config.KAFKA_TOPIC}: {error}", quiet=kafka.settling())
-        except (SetUpMissing, PositionLost) as error:
+        except PositionLost as error:
             outage.wait(str(error))
         except WrongSetting as error:
             cli.fail(str(error), cli.WRONG_USE)

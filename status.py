@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+import capture
 import config
 from connection import connect, explain
 
@@ -48,6 +49,7 @@ def source_status() -> dict[str, Any]:
         published, unpublished, age = position
         cursor.execute(PRODUCERS)
         producers = [producer for (producer,) in cursor.fetchall()]
+        gaps, not_captured = capture.gaps(source), capture.not_captured(source)
     return {
         "rows": rows,
         "log_head": head,
@@ -55,6 +57,8 @@ def source_status() -> dict[str, Any]:
         "unpublished": unpublished,
         "oldest_unpublished_seconds": round(age, 1),
         "active_producer": producers[0] if producers else None,
+        "capture_gaps": gaps,
+        "columns_not_captured": not_captured,
     }
 
 
@@ -160,6 +164,7 @@ def status(admin: AdminClient) -> dict[str, Any]:
             found[stage] = {"error": str(error)}
     found["in_sync"] = (
         not any("error" in found[stage] for stage in stages)
+        and not found["source"]["capture_gaps"]
         and found["source"]["unpublished"] == 0
         and sum(partition["lag"] for partition in found["kafka"]["partitions"]) == 0
         and found["source"]["rows"] == found["destination"]["rows"]
@@ -175,6 +180,10 @@ def show(found: dict[str, Any], console: Console) -> None:
             table.add_row("not answering", f"[red]{escape(stage['error'])}[/red]")
     if "error" not in source:
         table.add_row("source rows", f"{source['rows']:,}")
+        for line in source["capture_gaps"]:
+            table.add_row("capture", f"[red]{escape(line)}[/red]")
+        for line in source["columns_not_captured"]:
+            table.add_row("capture", f"[yellow]{escape(line)}[/yellow]")
         table.add_row("log head", f"offset {source['log_head']:,}")
         table.add_row("published", f"offset {source['published_offset']:,}")
         table.add_row(
