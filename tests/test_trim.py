@@ -11,7 +11,7 @@ from psycopg2.extensions import connection as Connection
 from tests.pipeline import ROOT, WAITING, Pipeline, query, wait_until
 
 TRIM = (ROOT / "sql" / "trim.sql").read_text(encoding="utf-8")
-KEPT = "SELECT emp_id FROM cdc_applied ORDER BY emp_id"
+KEPT = "SELECT emp_id FROM public.cdc_applied ORDER BY emp_id"
 (OLDEST,) = re.findall(r"'(SELECT .*min\(cdc_id\).*)'", (ROOT / "docs" / "operations.md").read_text(encoding="utf-8"))
 
 
