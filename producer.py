@@ -36,6 +36,7 @@ from emp_cdc import (
     save,
 )
 from employee import Change, named, to_json
+from producer_lock import lock_holders, strangers
 
 log = logging.getLogger("producer")
 
@@ -48,6 +49,7 @@ HOUSEKEEPING = 10.0  # seconds between looks at what can be pruned, while there 
 GUARD_DEPTH = 1_000  # messages at the end of each partition that the start-up guard reads
 
 ACTIVE, ASLEEP = 1, 2  # advisory locks (6513763, n): 6513763 is 'cdc' in ASCII, see sql/source.sql
+LOCK_HELD = "the producer lock is held by {}; if that is no producer, end it with pg_terminate_backend(pid)"
 
 KAFKA_SETTINGS = {
     "enable.idempotence": True,  # acks=all, no repeat and no reordering by the client's own retries
@@ -175,10 +177,25 @@ def try_lock(source: Connection, lock: int) -> bool:
 
 def become_active(source: Connection, stop: cli.Stop) -> None:
     """Wait until no other producer is active. PostgreSQL gives the lock up with the session that holds it."""
-    if not try_lock(source, ACTIVE):
-        log.info("another producer is active; standing by")
-        while not stop.requested and not try_lock(source, ACTIVE):
-            stop.sleep(0.5)
+    reported: str | None = None
+    while not stop.requested and not try_lock(source, ACTIVE):
+        holders = lock_holders(source)
+        if holders and (stranger := strangers(holders)) != reported:
+            if stranger:
+                log.warning("standing by: %s", LOCK_HELD.format(stranger))
+            else:
+                log.info("another producer is active; standing by")
+            reported = stranger
+        stop.sleep(0.5)
+
+
+def become_active_or_exit(source: Connection) -> None:
+    """Become active at once, or exit with one line that says who is."""
+    while not try_lock(source, ACTIVE):
+        if holders := lock_holders(source):
+            if stranger := strangers(holders):
+                cli.fail(f"nothing published: {LOCK_HELD.format(stranger)}")
+            cli.fail("another producer is active; it publishes what is there")
 
 
 def wake_up(source: Connection) -> None:
@@ -263,8 +280,8 @@ def session(kafka: Kafka, outage: Outage, stop: cli.Stop, once: bool) -> None:
     """Publish over one connection to the source until a stop is requested, or with once until the log is drained."""
     with closing(connect("source", config.SOURCE_DATABASE_URL)) as source:
         outage.reached = True
-        if once and not try_lock(source, ACTIVE):
-            cli.fail("another producer is active; it publishes what is there")
+        if once:
+            become_active_or_exit(source)
         producer = kafka_client(Producer, KAFKA_SETTINGS, kafka)
         become_active(source, stop)
         if stop.requested:

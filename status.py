@@ -16,6 +16,7 @@ from rich.table import Table
 import capture
 import config
 from connection import connect, explain
+from producer_lock import Holder, lock_holders, strangers
 
 STATUS_WAIT = 5  # seconds for each answer of a status
 
@@ -30,12 +31,6 @@ FROM cdc_position LEFT JOIN LATERAL (
 ) AS unpublished ON true
 GROUP BY last_offset
 """
-PRODUCERS = """
-SELECT format('pid %s at %s', pid, coalesce(host(client_addr), 'local'))
-FROM pg_locks JOIN pg_stat_activity USING (pid)
-WHERE locktype = 'advisory' AND classid = 6513763 AND objid = 1
-  AND database = (SELECT oid FROM pg_database WHERE datname = current_database())
-"""
 
 
 def source_status() -> dict[str, Any]:
@@ -47,8 +42,7 @@ def source_status() -> dict[str, Any]:
         if position is None:
             raise LookupError("source: cdc_position is empty; run python db_setup.py")
         published, unpublished, age = position
-        cursor.execute(PRODUCERS)
-        producers = [producer for (producer,) in cursor.fetchall()]
+        holders = lock_holders(source)
         gaps, not_captured = capture.gaps(source), capture.not_captured(source)
     return {
         "rows": rows,
@@ -56,10 +50,19 @@ def source_status() -> dict[str, Any]:
         "published_offset": published,
         "unpublished": unpublished,
         "oldest_unpublished_seconds": round(age, 1),
-        "active_producer": producers[0] if producers else None,
+        **producer_status(holders),
         "capture_gaps": gaps,
         "columns_not_captured": not_captured,
     }
+
+
+def producer_status(holders: list[Holder]) -> dict[str, Any]:
+    """The active producer, or the strangers who hold its lock: any role that may connect can."""
+    active = None
+    for holder in holders:
+        if holder.is_producer:  # its address is for roles with pg_read_all_stats to see
+            active = f"pid {holder.pid} at {holder.address}" if holder.address else f"pid {holder.pid}"
+    return {"active_producer": active, "producer_lock_held_by": strangers(holders) or None}
 
 
 def destination_status() -> dict[str, Any]:
@@ -191,7 +194,9 @@ def show(found: dict[str, Any], console: Console) -> None:
             f"{source['unpublished']:,}"
             + (f", the oldest for {source['oldest_unpublished_seconds']} s" if source["unpublished"] else ""),
         )
-        table.add_row("active producer", source["active_producer"] or "[yellow]none; start python producer.py[/yellow]")
+        stranger = source["producer_lock_held_by"]
+        reason = f"the producer lock is held by {escape(stranger)}" if stranger else "start python producer.py"
+        table.add_row("active producer", source["active_producer"] or f"[yellow]none; {reason}[/yellow]")
     if "error" not in kafka:
         for partition in kafka["partitions"]:
             table.add_row(
