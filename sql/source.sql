@@ -309,18 +309,26 @@ $$;
 -- write of the applications failing from now on. What the table itself refuses in this row is not our concern.
 DO $$
 DECLARE
-    place TEXT;
+    place  TEXT;
+    drawn  BIGINT;
+    called BOOLEAN;
 BEGIN
-    INSERT INTO public.employees (emp_id) OVERRIDING SYSTEM VALUE
-    SELECT coalesce(min(emp_id), 0) - 1 FROM public.employees;
-    RAISE SQLSTATE 'CDC00';
-EXCEPTION
-    WHEN SQLSTATE 'CDC00' THEN NULL;
-    WHEN OTHERS THEN
-        GET STACKED DIAGNOSTICS place = PG_EXCEPTION_CONTEXT;
-        IF place LIKE '%employee_cdc_trigger_func()%' THEN
-            RAISE 'writes of employees would fail in the trigger: %', SQLERRM USING ERRCODE = SQLSTATE;
-        END IF;
+    SELECT last_value, is_called INTO drawn, called FROM public.emp_cdc_cdc_id_seq;
+    BEGIN
+        INSERT INTO public.employees (emp_id) OVERRIDING SYSTEM VALUE
+        SELECT coalesce(min(emp_id), 0) - 1 FROM public.employees;
+        RAISE SQLSTATE 'CDC00';
+    EXCEPTION
+        WHEN SQLSTATE 'CDC00' THEN NULL;
+        WHEN OTHERS THEN
+            GET STACKED DIAGNOSTICS place = PG_EXCEPTION_CONTEXT;
+            IF place LIKE '%employee_cdc_trigger_func()%' THEN
+                RAISE 'writes of employees would fail in the trigger: %', SQLERRM USING ERRCODE = SQLSTATE;
+            END IF;
+    END;
+    IF NOT current_setting('cdc.captured')::boolean THEN  -- employees is locked: nobody else has drawn an offset
+        PERFORM setval('public.emp_cdc_cdc_id_seq', drawn, called);
+    END IF;
 END
 $$;
 COMMIT;
