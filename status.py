@@ -180,7 +180,7 @@ def show(found: dict[str, Any], console: Console) -> None:
     source, kafka, destination = found["source"], found["kafka"], found["destination"]
     for stage in (source, kafka, destination):
         if "error" in stage:
-            table.add_row("not answering", f"[red]{escape(stage['error'])}[/red]")
+            table.add_row("error", f"[red]{escape(stage['error'])}[/red]")
     if "error" not in source:
         table.add_row("source rows", f"{source['rows']:,}")
         for line in source["capture_gaps"]:

@@ -307,6 +307,14 @@ def test_the_application_reaches_nothing_but_employees(doors: Doors) -> None:
             query(app, statement)
 
 
+def test_the_table_of_status_does_not_call_a_server_that_refuses_one_that_does_not_answer(doors: Doors) -> None:
+    missing = next(grant for grant in GRANTS if (grant.role, grant.name) == ("cdc_status", "emp_cdc"))
+    with doors.without(missing):
+        shown = doors.pipeline.run("admin.py", "status", COLUMNS="200", **doors.urls("cdc_status")).stdout
+    assert re.search(rf"│ error +│ source at .*{REFUSED} for table emp_cdc", shown), shown
+    assert "not answering" not in shown
+
+
 def test_status_shows_where_the_producer_runs_to_a_role_that_may_read_it(doors: Doors) -> None:
     def shown() -> str:
         return str(
