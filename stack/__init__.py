@@ -1,0 +1,2 @@
+class Trouble(Exception):
+    """What stops us, in words for the user."""
