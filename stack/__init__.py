@@ -1,2 +1,2 @@
 class Trouble(Exception):
-    """What stops us, in words for the user."""
+    """What went wrong, in words for the user."""

@@ -1,5 +1,7 @@
-"""Whether ZooKeeper, Kafka or PostgreSQL answers at a port of this machine: asked in a few bytes of its own protocol,
-so that no client needs to be there."""
+"""Does ZooKeeper, Kafka or PostgreSQL answer at a port of this machine?
+
+Each is asked in a few bytes of its own protocol, so that no client library is needed.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +17,11 @@ QUESTIONS = {
 
 
 def answer(kind: str, port: int) -> str:
-    """answers: such a server is there, and ready; starting: it is there and says so; other: something else; closed."""
+    """Return "answers", "starting", "other" or "closed".
+
+    answers: such a server is there, and ready. starting: it is there, and says that it
+    is not ready. other: something else holds the port. closed: nothing does.
+    """
     try:
         reply = ask(port, QUESTIONS[kind])
     except ConnectionRefusedError:
@@ -28,12 +34,12 @@ def answer(kind: str, port: int) -> str:
         return "answers" if reply[4:10] == struct.pack(">ih", 7, 0) else "other"
     if reply[:1] == b"E" and b"\0C57P03\0" in reply:
         return "starting"
-    # R asks for the password; any other error than the above comes from a server that is up.
+    # R asks for the password. Any error but 57P03 comes from a server that is up.
     return "answers" if reply[:1] == b"R" or (reply[:1] == b"E" and b"\0C" in reply) else "other"
 
 
 def ask(port: int, question: bytes) -> bytes:
-    """The first bytes that come back; OSError if none do."""
+    """Return the first bytes that come back; OSError if none do."""
     with socket.create_connection(("127.0.0.1", port), timeout=2) as connection:
         connection.sendall(question)
         return connection.recv(65536)

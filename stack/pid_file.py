@@ -1,4 +1,8 @@
-"""Which servers were started here, and whether they still run: a file <name>.pid for each."""
+"""Which servers were started here, and which of them still run.
+
+A file <name>.pid for each server: what it was started as, its process, and when that
+process started. A later process with the same number is not taken for the server.
+"""
 
 from __future__ import annotations
 
@@ -13,25 +17,26 @@ from stack.sets import Server
 
 
 def record(server: Server, process: int) -> None:
+    """Write the server's file, complete or not at all."""
     last = asdict(server) | {"pid": process, "started": started(process)}
     server.file("pid.new").write_text(json.dumps(last))
     server.file("pid.new").replace(server.file("pid"))
 
 
 def pid(server: Server) -> int | None:
-    """The server's process if it was started here and still runs; another process that has its pid by now is not it."""
+    """Return the server's process if it was started here and still runs."""
     last = recorded(server)
     return int(last["pid"]) if last and last["started"] and started(last["pid"]) == last["started"] else None
 
 
 def recorded(server: Server) -> dict[str, Any] | None:
-    """What launch() wrote down of the server's last run, unless stop() or kill() has ended it."""
+    """Return what the server's file says of its last run, if there is one."""
     file = server.file("pid")
     return dict(json.loads(file.read_text())) if file.exists() else None
 
 
 def started(process: int) -> str:
-    """When the process started, in the system's own words; nothing if it has ended."""
+    """Return when the process started, as the system writes it; "" if it has ended."""
     if sys.platform == "linux":
         try:
             fields = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()
@@ -44,6 +49,6 @@ def started(process: int) -> str:
 
 
 def ours(state: Path) -> list[Server]:
-    """The servers that were started with this folder and not stopped, whatever set they are of."""
+    """Return the servers that were started with this folder and not stopped."""
     records = [json.loads(path.read_text()) for path in state.glob("*.pid")]
     return [Server(**{name: record[name] for name in Server.__dataclass_fields__}) for record in records]

@@ -1,4 +1,4 @@
-"""What must be there before a server starts: its data and configuration; and the command that runs it."""
+"""Prepare a server's data and configuration, and return the command that runs it."""
 
 from __future__ import annotations
 
@@ -29,12 +29,13 @@ CLUSTER_ID = "employee-cdc-cluster-A"  # KRaft wants 22 characters of base64
 
 
 def postgres_command(server: Server, folder: Path) -> list[str]:
-    """The command that runs PostgreSQL; its data folder is made where missing."""
+    """Return the command that runs PostgreSQL; make its data if there is none."""
     if not server.data.is_dir():
         initialize(server, folder)
     last, lock = recorded(server), server.data / "postmaster.pid"
-    # After a power cut that pid may be another process of the same user by now, and PostgreSQL would not start. Only of
-    # a server that was started here do we know that it has ended.
+    # After a power cut another process of the same user may have the pid that stands in
+    # postmaster.pid, and PostgreSQL would not start. If it is the pid of our last run,
+    # that server has ended: start() has looked.
     if last and lock.exists() and lock.read_text().partition("\n")[0] == str(last["pid"]):
         lock.unlink()
     settings = [f"--{name}={value}" for name, value in server.settings.items()]
@@ -42,7 +43,7 @@ def postgres_command(server: Server, folder: Path) -> list[str]:
 
 
 def initialize(server: Server, folder: Path) -> None:
-    """Makes PostgreSQL's data folder, under another name until it is complete."""
+    """Make PostgreSQL's data folder, under another name until it is complete."""
     new, secret, user = server.data.with_suffix(".new"), server.file("password"), account()
     shutil.rmtree(new, ignore_errors=True)
     secret.unlink(missing_ok=True)
@@ -66,7 +67,10 @@ def initialize(server: Server, folder: Path) -> None:
 
 
 def java_command(server: Server, folder: Path) -> list[str]:
-    """The command that runs ZooKeeper or Kafka. Its configuration is written each time, KRaft's storage made once."""
+    """Return the command that runs ZooKeeper or Kafka.
+
+    The configuration is written at each start, KRaft's storage is made once.
+    """
     data = "dataDir" if server.kind == "zookeeper" else "log.dirs"
     settings = {data: str(server.data)} | server.settings
     properties = server.file("properties")
@@ -75,7 +79,7 @@ def java_command(server: Server, folder: Path) -> list[str]:
     if server.kind == "zookeeper":
         return [*base, "org.apache.zookeeper.server.ZooKeeperServerMain", str(properties)]
     if "zookeeper.connect" in server.settings:
-        await_place(server)
+        wait_for_broker_id(server)
     elif not (server.data / "meta.properties").exists():
         form = [*base, "kafka.tools.StorageTool", "format", "-t", CLUSTER_ID, "-c", str(properties)]
         run = subprocess.run(form, capture_output=True, text=True)
@@ -84,10 +88,14 @@ def java_command(server: Server, folder: Path) -> list[str]:
     return [*base, "kafka.Kafka", str(properties)]
 
 
-def await_place(server: Server) -> None:
-    """Waits while ZooKeeper holds the broker's id for a killed broker's session: the new broker would give up."""
+def wait_for_broker_id(server: Server) -> None:
+    """Wait until ZooKeeper has freed the broker's id.
+
+    The session of a killed broker holds the id for some seconds. A new broker with this
+    id would give up.
+    """
     keeper = int(server.settings["zookeeper.connect"].partition(":")[2])
-    place, deadline = f"/brokers/ids/{server.settings['broker.id']}\n".encode(), time.monotonic() + 30
-    with contextlib.suppress(OSError):  # no ZooKeeper: Kafka says so itself
-        while place in ask(keeper, b"dump") and time.monotonic() < deadline:
+    node, deadline = f"/brokers/ids/{server.settings['broker.id']}\n".encode(), time.monotonic() + 30
+    with contextlib.suppress(OSError):  # no ZooKeeper: Kafka reports it
+        while node in ask(keeper, b"dump") and time.monotonic() < deadline:
             time.sleep(0.2)

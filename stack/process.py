@@ -1,4 +1,4 @@
-"""The life of one server: start, wait, stop, kill."""
+"""One server's process: start, wait until it answers, stop, kill."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ from stack.pid_file import pid, record
 from stack.prepare import java_command, postgres_command
 from stack.sets import Server
 
-PATIENCE = 60  # seconds that a server gets until it answers
-SIGNALS = {  # an end in good order, an end at once
+PATIENCE = 60  # seconds that a server has to answer
+SIGNALS = {  # to shut down in good order, to end at once
     "zookeeper": (signal.SIGTERM, signal.SIGKILL),
     "kafka": (signal.SIGTERM, signal.SIGKILL),
-    "postgres": (signal.SIGINT, signal.SIGQUIT),  # never SIGKILL: the backends would live on in the data
+    "postgres": (signal.SIGINT, signal.SIGQUIT),  # never SIGKILL: the backends would go on writing
 }
 
 
 def start(server: Server) -> None:
-    """Starts the server unless it runs already; wait() waits until it answers."""
+    """Start the server if it does not run; wait() returns when it answers."""
     if pid(server):
         return
     make(Path(server.state))
@@ -39,18 +39,21 @@ def start(server: Server) -> None:
 
 
 def launch(server: Server, command: list[str], **options: Any) -> None:
-    """Runs the command detached from us and our terminal; the log of the run before is kept as .log.1."""
+    """Run the command apart from us and our terminal.
+
+    The log of the run before becomes .log.1.
+    """
     if server.file("log").exists():
         server.file("log").replace(server.file("log.1"))
     with open(server.file("log"), "wb") as log:
         options |= {"stdin": subprocess.DEVNULL, "stdout": log, "stderr": log, "cwd": server.state}
         child = subprocess.Popen(command, start_new_session=True, **options)
-    child.returncode = 0  # it is to outlive us: without this Python complains
+    child.returncode = 0  # else Python warns that the child outlives us
     record(server, child.pid)
 
 
 def wait(server: Server, seconds: float = PATIENCE) -> None:
-    """Returns when the server answers; raises Trouble when it has ended or the time is over."""
+    """Return when the server answers; raise Trouble if it has ended or is too slow."""
     deadline = time.monotonic() + seconds
     log = server.file("log")
     while (state := answer(server.kind, server.port)) != "answers":
@@ -63,14 +66,14 @@ def wait(server: Server, seconds: float = PATIENCE) -> None:
 
 
 def stop(server: Server) -> None:
-    """Ends a server that was started here, in good order or, if that takes over 15 s, at once."""
+    """Stop a server that was started here: in good order, or after 15 s at once."""
     orderly, at_once = SIGNALS[server.kind]
     if not end(server, orderly, 15) and not end(server, at_once, 15):
         raise Trouble(f"{server.name} (pid {pid(server)}) does not end")
 
 
 def kill(server: Server) -> None:
-    """Ends a server that was started here as a crash would; start() brings it back."""
+    """End a server that was started here as a crash would; start() brings it back."""
     if not pid(server):
         raise Trouble(f"{server.name} was not started here, or has ended")
     if not end(server, SIGNALS[server.kind][1], 15):
@@ -78,7 +81,7 @@ def kill(server: Server) -> None:
 
 
 def end(server: Server, number: signal.Signals, seconds: float) -> bool:
-    """Sends the signal; whether the process has ended within that time."""
+    """Send the signal; return whether the process has ended within that time."""
     if process := pid(server):
         with contextlib.suppress(ProcessLookupError):
             os.kill(process, number)
@@ -88,7 +91,7 @@ def end(server: Server, number: signal.Signals, seconds: float) -> bool:
             return False
         time.sleep(0.02)
     if process:
-        with contextlib.suppress(ChildProcessError):  # only of a child of ours there is something left to clear away
+        with contextlib.suppress(ChildProcessError):  # it is no child of this process
             os.waitpid(process, os.WNOHANG)
     server.file("pid").unlink(missing_ok=True)
     return True

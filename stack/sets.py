@@ -1,4 +1,4 @@
-"""The servers of a set: which they are, their versions and ports, and the settings of each."""
+"""The servers of a set: their names, versions, ports and settings."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ POSTGRES = {
     "max_connections": "200",
     "shared_buffers": "256MB",
     "max_wal_size": "2GB",
-    "wal_level": "logical",  # not for the pipeline: the benchmarks set native replication beside it
+    "wal_level": "logical",  # for the benchmarks only: they compare with native replication
 }
 
 
@@ -24,7 +24,7 @@ POSTGRES = {
 class Server:
     name: str  # zookeeper, kafka, source, destination; in a cluster kafka1, kafka2, kafka3
     kind: str  # zookeeper, kafka, postgres
-    version: str  # of the artifact; ZooKeeper comes with Kafka and has Kafka's
+    version: str  # of what Maven fetches; ZooKeeper comes with Kafka and has Kafka's
     port: int
     state: str  # the folder with its data, log and pid file
     settings: dict[str, str] = field(default_factory=dict, hash=False)
@@ -40,7 +40,10 @@ class Server:
 def servers(
     offset: int = 0, cluster: bool = False, kafka: str = "", postgres: str = "17", state: str | Path = STATE
 ) -> list[Server]:
-    """The servers of one set, in the order in which they start. Versions are a major number or a full version."""
+    """Return the servers of a set, in the order in which they start.
+
+    kafka, postgres: a major number or a full version.
+    """
     folder = str(reachable(Path(state)) / f"offset-{offset}")
     kafka = artifact_version("kafka", kafka or ("4" if cluster else "3"))
     postgres = artifact_version("postgres", postgres)
@@ -69,11 +72,11 @@ def zookeeper_settings(offset: int) -> dict[str, str]:
 
 
 def kafka_settings(offset: int) -> dict[str, str]:
-    """A broker with ZooKeeper."""
+    """Return the settings of a broker with ZooKeeper."""
     return {
         "broker.id": "1",
         "zookeeper.connect": f"127.0.0.1:{2181 + offset}",
-        "zookeeper.session.timeout.ms": "6000",  # so long a killed broker's place stays taken
+        "zookeeper.session.timeout.ms": "6000",  # how long a killed broker's id stays taken
         "listeners": f"PLAINTEXT://127.0.0.1:{9092 + offset}",
         "advertised.listeners": f"PLAINTEXT://localhost:{9092 + offset}",
         **broker_settings(1),
@@ -81,14 +84,18 @@ def kafka_settings(offset: int) -> dict[str, str]:
 
 
 def kraft_settings(node: int, nodes: int, offset: int) -> dict[str, str]:
-    """A broker that is one of the controllers, too; these are 10000 above the brokers' ports."""
+    """Return the settings of a broker that is a controller, too.
+
+    The controllers' ports are 10000 above the brokers'.
+    """
     port = 9091 + node + offset
     return {
         "process.roles": "broker,controller",
         "node.id": str(node),
         "controller.quorum.voters": ",".join(f"{n}@127.0.0.1:{19091 + n + offset}" for n in range(1, nodes + 1)),
         "controller.listener.names": "CONTROLLER",
-        # So long a killed broker's partitions wait for other leaders; see docker-compose.cluster.yml.
+        # How long a killed broker's partitions have no leader, as in
+        # docker-compose.cluster.yml.
         "broker.session.timeout.ms": "3000",
         "broker.heartbeat.interval.ms": "500",
         "listeners": f"PLAINTEXT://127.0.0.1:{port},CONTROLLER://127.0.0.1:{port + 10000}",
@@ -99,7 +106,10 @@ def kraft_settings(node: int, nodes: int, offset: int) -> dict[str, str]:
 
 
 def broker_settings(nodes: int) -> dict[str, str]:
-    """What each of so many brokers has; few partitions in the internal topics, for a quick start and end."""
+    """Return what is set in each of so many brokers.
+
+    Internal topics have few partitions, so that brokers start and stop quickly.
+    """
     copies, needed = str(nodes), str(min(nodes, 2))
     settings = {
         "auto.create.topics.enable": "false",
@@ -115,7 +125,7 @@ def broker_settings(nodes: int) -> dict[str, str]:
 
 
 def password() -> str:
-    """POSTGRES_PASSWORD from the environment, else from .env, else `postgres`."""
+    """Return POSTGRES_PASSWORD of the environment, else of .env, else `postgres`."""
     if "POSTGRES_PASSWORD" in os.environ:
         return os.environ["POSTGRES_PASSWORD"]
     text = (ROOT / ".env").read_text() if (ROOT / ".env").exists() else ""
