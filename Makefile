@@ -2,12 +2,15 @@
 PYTHON ?= python3
 VENV   := .venv
 RUN    := $(VENV)/bin/python
+NEED_PYTHON = @$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' 2>/dev/null || { \
+	echo "Python 3.10 or later is needed, and $(PYTHON) is not: install it, or name one: make PYTHON=python3.12" >&2; exit 1; }
 
 .PHONY: help
 help:  ## print this
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 16
 
 $(VENV)/.scripts: requirements.txt
+	$(NEED_PYTHON)
 	$(PYTHON) -m venv $(VENV)
 	$(RUN) -m pip install --quiet --disable-pip-version-check -r requirements.txt
 	@touch $@
@@ -50,9 +53,11 @@ bench: $(VENV)/.bench up  ## speed, latency and cost beside native replication, 
 
 .PHONY: up down
 up:  ## the four servers without Docker, at docker-compose.yml's addresses
-	$(PYTHON) stack/servers.py up
-down:  ## stop what `make up` started
-	$(PYTHON) stack/servers.py down
+	$(NEED_PYTHON)
+	@$(PYTHON) stack/servers.py up
+down:  ## stop what `make up` started; the data stays
+	$(NEED_PYTHON)
+	@$(PYTHON) stack/servers.py down
 
 .PHONY: test-compose
 test-compose: $(VENV)/.development  ## both compose files on a real Docker engine, on docker-compose.yml's ports

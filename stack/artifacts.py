@@ -1,5 +1,7 @@
-"""What servers.py needs before it can start a server: the programs, which Maven fetches once as pom.xml says, and a
-user and a folder that PostgreSQL accepts. Standard library only: there may be no virtual environment yet."""
+"""The servers' programs, which Maven fetches once, in the versions of pom.xml.
+
+Standard library only, as in all of stack/: there may be no virtual environment yet.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +10,6 @@ import platform
 import re
 import shutil
 import subprocess
-import sys
 import tarfile
 import tempfile
 import xml.etree.ElementTree
@@ -16,23 +17,17 @@ import zipfile
 from pathlib import Path
 
 from stack import Trouble
-from stack.folders import ROOT, STATE, account, locked, make, reachable
+from stack.folders import STATE, account, locked, make, reachable
+from stack.maven import INSTALL, POM, copy_dependencies
 
 __all__ = ["STATE", "Trouble", "account"]  # names that tests import from here
 
-POM = ROOT / "stack" / "pom.xml"
-
 TITLES = {"zookeeper": "ZooKeeper", "kafka": "Kafka", "postgres": "PostgreSQL"}
-INSTALL = "apt-get install openjdk-17-jre-headless maven"
-if sys.platform == "darwin":
-    INSTALL = 'brew install openjdk@17 maven, then export PATH="$(brew --prefix openjdk@17)/bin:$PATH"'
-
-
-# Versions
+MEGABYTES = {"kafka": 65, "postgres": 15}  # to download if Maven's cache is empty
 
 
 def version(kind: str, wanted: str) -> str:
-    """The version that pom.xml names for a major number; a full version is taken at its word."""
+    """Return pom.xml's version for a major number; a full version as it is."""
     properties = xml.etree.ElementTree.parse(POM).iterfind("./{*}properties/*")
     known = {item.tag.rpartition("}")[2]: item.text or "" for item in properties}
     if f"{kind}-{wanted}" in known:
@@ -44,32 +39,32 @@ def version(kind: str, wanted: str) -> str:
 
 
 def machine() -> str:
-    """This machine in the names of the PostgreSQL artifacts: linux-amd64, darwin-arm64v8, ..."""
+    """Return this machine's name in PostgreSQL's artifacts, such as linux-amd64."""
     processor = platform.machine().lower()
     processor = {"x86_64": "amd64", "aarch64": "arm64v8", "arm64": "arm64v8"}.get(processor, processor)
     alpine = "-alpine" if Path("/etc/alpine-release").exists() else ""
     return f"{platform.system().lower()}-{processor}{alpine}"
 
 
-# Programs
-
-
 def java() -> str:
-    """The path of a Java that is new enough."""
+    """Return the path of a Java that is new enough."""
     home = os.environ.get("JAVA_HOME")
     program = (shutil.which("java", path=f"{home}/bin") if home else None) or shutil.which("java")
-    # Asked even where it is found: macOS has a `java` that only says that there is none.
-    said = subprocess.run([program, "-version"], capture_output=True, text=True).stderr if program else ""
-    found = re.search(r'version "(\d+)', said)
+    # Run even if found: macOS has a `java` that only says that there is none.
+    output = subprocess.run([program, "-version"], capture_output=True, text=True).stderr if program else ""
+    found = re.search(r'version "(\d+)', output)
     if not program or not found:
         raise Trouble(f"Java is missing: {INSTALL}")
     if int(found[1]) < 17:
-        raise Trouble(f"Java 17 or newer is needed, {program} is older: {INSTALL}")
+        raise Trouble(f"{program} is Java {found[1]}, too old: {INSTALL}")
     return program
 
 
 def programs(kind: str, version: str) -> Path:
-    """The folder with Kafka's and ZooKeeper's jars, or with PostgreSQL's bin, lib and share; fetched where missing."""
+    """Return the folder with a server's programs, and fetch them if it is not there.
+
+    It holds Kafka's and ZooKeeper's jars, or PostgreSQL's bin, lib and share.
+    """
     kind = "postgres" if kind == "postgres" else "kafka"
     library = reachable(STATE) / "lib"
     folder = library / f"{kind}-{version}"
@@ -81,32 +76,19 @@ def programs(kind: str, version: str) -> Path:
 
 
 def fetch(kind: str, version: str, folder: Path) -> None:
-    """Makes the folder; it is there complete or not at all."""
+    """Make the folder, complete or not at all."""
     java()
-    maven = shutil.which("mvn")
-    if not maven:
-        raise Trouble(f"Maven is missing: {INSTALL}")
-    print(f"fetching {TITLES[kind]} {version}", flush=True)
     with tempfile.TemporaryDirectory(dir=folder.parent) as temporary:
         new = make(Path(temporary, "new"))
-        goal = "org.apache.maven.plugins:maven-dependency-plugin:copy-dependencies"
-        command = [maven, "-q", "-B", "-f", str(POM), "-P", kind, goal]
-        command += [f"-D{kind}.version={version}", f"-Dplatform={machine()}", f"-DoutputDirectory={new}"]
-        run = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True)
-        if run.returncode != 0:
-            said = re.sub("\x1b\\[[0-9;]*m", "", run.stdout + run.stderr).strip().splitlines()
-            error = next((line for line in said if "ERROR" in line), "\n".join(said[-3:]))
-            raise Trouble(
-                f"Maven could not fetch {TITLES[kind]} {version}. Is its repository reachable, and does it have this"
-                f" version for {machine()}? Maven says:\n{error}"
-            )
+        settings = {f"{kind}.version": version, "platform": machine(), "outputDirectory": str(new)}
+        copy_dependencies(f"{TITLES[kind]} {version}", MEGABYTES[kind], kind, settings)
         if kind == "postgres":
             unpack(next(new.glob("*.jar")))
         new.rename(folder)
 
 
 def unpack(jar: Path) -> None:
-    """Puts what is in PostgreSQL's jar beside it, and removes the jar."""
+    """Put what is in PostgreSQL's jar beside it, and remove the jar."""
     umask = os.umask(0o022)  # PostgreSQL's user must be able to read it
     try:
         with zipfile.ZipFile(jar) as archive:

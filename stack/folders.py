@@ -1,4 +1,4 @@
-"""Where things lie, and a user and a folder that PostgreSQL accepts."""
+"""Folders, and the user that PostgreSQL runs as, who must be able to reach them."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ STATE = ROOT / "stack" / ".state"
 
 
 def account() -> pwd.struct_passwd | None:
-    """The user for PostgreSQL, which refuses to run as root; None: we are not root, it is ourselves."""
+    """Return the user for PostgreSQL, which refuses to run as root; None: ourselves."""
     if os.geteuid() != 0:
         return None
     for name in "postgres", "_postgres", "nobody":
@@ -28,14 +28,17 @@ def account() -> pwd.struct_passwd | None:
 
 
 def as_account() -> dict[str, Any]:
-    """The arguments with which subprocess runs PostgreSQL: as that user, and away from our locale and PG* variables."""
+    """Return subprocess's arguments to run PostgreSQL as that user.
+
+    Our locale and PG* variables are kept from it.
+    """
     environment = {name: value for name, value in os.environ.items() if not name.startswith("PG")} | {"LC_ALL": "C"}
     user = account()
     return {"env": environment} | ({"user": user.pw_uid, "group": user.pw_gid, "extra_groups": []} if user else {})
 
 
 def make(folder: Path) -> Path:
-    """The folder, made with those above it where missing, and open to PostgreSQL's user whatever our umask."""
+    """Make the folder and those above it, open to PostgreSQL's user."""
     if not folder.is_dir():
         make(folder.parent)
         with contextlib.suppress(FileExistsError):
@@ -45,20 +48,30 @@ def make(folder: Path) -> Path:
 
 
 def reachable(folder: Path) -> Path:
-    """The folder, or one in /var/tmp named after it where PostgreSQL's user has no way to the folder."""
+    """Return the folder, or one in /var/tmp if PostgreSQL's user cannot reach it."""
     folder = Path(os.path.abspath(folder))
     there = next(path for path in (folder, *folder.parents) if path.is_dir())
     if not account() or subprocess.run(["test", "-x", str(there)], **as_account()).returncode == 0:
         return folder
     other = make(Path("/var/tmp", "employee-cdc" + str(folder).replace("/", "-")))
-    if other.is_symlink() or other.stat().st_uid != os.geteuid():  # /var/tmp is everybody's
+    if other.is_symlink() or other.stat().st_uid != os.geteuid():  # anybody may write to /var/tmp
         raise Trouble(f"{other} is somebody else's: remove it, or choose a folder with --state")
     return other
 
 
 @contextlib.contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """One process at a time in this folder."""
+    """Keep other processes out of the folder; wait for one that is in it."""
     with open(make(folder) / "lock", "w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            print(f"waiting for another process that works in {folder}", flush=True)
+            fcntl.flock(lock, fcntl.LOCK_EX)
         yield
+
+
+def megabytes(folder: Path) -> int:
+    """Return what the folder takes on the disk, as du counts it."""
+    result = subprocess.run(["du", "-sk", str(folder)], capture_output=True, text=True)
+    return round(int(result.stdout.split()[0]) / 1024) if result.stdout else 0

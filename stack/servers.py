@@ -1,14 +1,19 @@
-"""The servers without Docker, on the ports that docker-compose.yml gives them; needs Python 3.10+, Java 17+ and Maven.
+"""Run the servers without Docker, at docker-compose.yml's addresses.
 
-    python stack/servers.py up              # ZooKeeper 2181, Kafka 9092, source PostgreSQL 5433, destination 5434
+Needs Python 3.10+, Java 17+ and Maven.
+
+    python stack/servers.py up           # ports 2181, 9092, 5433, 5434
     python stack/servers.py status
-    python stack/servers.py down [--purge]  # --purge: the data goes too
+    python stack/servers.py down         # the data stays
+    python stack/servers.py down --purge
 
-    python stack/servers.py up --port-offset 1000 --cluster --postgres 18   # for tests: another set beside the first
+    # Another set, for tests:
+    python stack/servers.py up --port-offset 1000 --cluster --postgres 18
 
-What already answers at an address is used as it is, and `down` leaves it running. Programs, data, logs and pid files
-are in stack/.state. User and database are `postgres`, the password is POSTGRES_PASSWORD (environment or .env, default
-`postgres`) as it was when the data was made. Tests use servers(), start(), wait(), stop(), kill() and pid().
+A server that answers already is used as it is, and `down` leaves it running. Programs,
+data, logs and pid files are in stack/.state. User and database are `postgres`. The
+password is POSTGRES_PASSWORD (environment or .env, default `postgres`) as it was when
+the data was made.
 """
 
 from __future__ import annotations
@@ -18,10 +23,11 @@ import os
 import shutil
 import sys
 import time
-from concurrent.futures import ThreadPoolExecutor
+from concurrent import futures
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
-if not __package__:  # run as a script Python knows this folder only
+if not __package__:  # as a script: Python knows only this folder
     sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from stack import Trouble
@@ -32,12 +38,49 @@ from stack.folders import STATE, locked
 from stack.pid_file import ours, pid
 from stack.process import PATIENCE, kill, start, stop, wait
 from stack.sets import Server, password, servers
+from stack.summary import next_steps, what_stays
 
+# What tests use.
 __all__ = ["Server", "kill", "ours", "password", "pid", "servers", "start", "stop", "up", "wait"]
 
+PROGRESS_EVERY = 8.0  # seconds
 
-def settled(server: Server) -> str:
-    """answer(), after some patience with a server that somebody else may be starting."""
+
+def up(wanted: list[Server]) -> None:
+    """Start the servers that do not answer, and return when all of them do."""
+    state = Path(wanted[0].state)
+    with locked(state), ThreadPoolExecutor(len(wanted)) as pool:
+        refuse_other_set(wanted, state)
+        missing = missing_servers(wanted, pool)
+        if any(server.kind != "postgres" for server in missing):
+            java()
+        for server in missing:
+            programs(server.kind, server.version)
+        start_all(missing, pool)
+
+
+def refuse_other_set(wanted: list[Server], state: Path) -> None:
+    """Raise Trouble if a server runs that is not of this set."""
+    for server in ours(state):
+        if pid(server) and (server.name, server.version) not in [(other.name, other.version) for other in wanted]:
+            raise Trouble(f"{server.name} {server.version} runs there, which is not of this set: `down` first")
+
+
+def missing_servers(wanted: list[Server], pool: ThreadPoolExecutor) -> list[Server]:
+    """Return the servers to start; raise Trouble if something else holds a port."""
+    missing = []
+    for server, state in zip(wanted, pool.map(settled_answer, wanted), strict=True):
+        if state == "answers":
+            say(server, f"answers already, used as it is ({owner(server)})")
+        elif state == "closed" or pid(server):
+            missing.append(server)
+        else:
+            raise Trouble(f"port {server.port} is held by something else: end it, or move with --port-offset")
+    return missing
+
+
+def settled_answer(server: Server) -> str:
+    """Return answer(), but wait for a server that somebody else may be starting."""
     began, patience = time.monotonic(), {"starting": PATIENCE, "other": 3}
     while True:
         state = answer(server.kind, server.port)
@@ -46,39 +89,24 @@ def settled(server: Server) -> str:
         time.sleep(0.2)
 
 
-def up(wanted: list[Server]) -> None:
-    """Starts what does not answer and waits until all do; raises Trouble with the words of each that failed."""
-    with locked(Path(wanted[0].state)), ThreadPoolExecutor(len(wanted)) as pool:
-        for server in ours(Path(wanted[0].state)):
-            if pid(server) and (server.name, server.version) not in [(other.name, other.version) for other in wanted]:
-                raise Trouble(f"{server.name} {server.version} runs there, which is not of this set: `down` first")
-        missing = []
-        for server, state in zip(wanted, pool.map(settled, wanted), strict=True):
-            if state == "answers":
-                say(server, f"answers already, used as it is ({owner(server)})")
-            elif state == "closed" or pid(server):
-                missing.append(server)
-            else:
-                raise Trouble(f"port {server.port} is held by something else: end it, or move with --port-offset")
-        if any(server.kind != "postgres" for server in missing):
-            java()
-        for server in missing:
-            programs(server.kind, server.version)
-        first = {server: pool.submit(bring, server) for server in missing if not needs_zookeeper(server)}
-        keeper = next((server for server in first if server.kind == "zookeeper"), None)
-        if keeper is None or first[keeper].exception() is None:
-            first |= {server: pool.submit(bring, server) for server in missing if needs_zookeeper(server)}
-        errors = [str(error) for future in first.values() if (error := future.exception())]
+def start_all(missing: list[Server], pool: ThreadPoolExecutor) -> None:
+    """Start the servers side by side; raise Trouble with the errors of all."""
+    starts: dict[str, Future[None]] = {}
+    for server in missing:  # ZooKeeper comes first in every set
+        zookeeper = starts.get("zookeeper") if "zookeeper.connect" in server.settings else None
+        starts[server.name] = pool.submit(start_one, server, zookeeper)
+    while waiting := [name for name, future in starts.items() if not future.done()]:
+        if futures.wait(starts.values(), PROGRESS_EVERY).not_done:
+            print(f"waiting for {', '.join(waiting)}; logs: {missing[0].state}/*.log", flush=True)
+    errors = [str(error) for future in starts.values() if (error := future.exception())]
     if errors:
-        raise Trouble("\n".join(errors))
+        raise Trouble("\n".join(dict.fromkeys(errors)))
 
 
-def needs_zookeeper(server: Server) -> bool:
-    return "zookeeper.connect" in server.settings
-
-
-def bring(server: Server) -> None:
-    """Starts one server and waits until it answers."""
+def start_one(server: Server, zookeeper: Future[None] | None) -> None:
+    """Start a server, after its ZooKeeper if it has one, and wait for its answer."""
+    if zookeeper:
+        zookeeper.result()
     began = time.monotonic()
     start(server)
     wait(server)
@@ -86,7 +114,10 @@ def bring(server: Server) -> None:
 
 
 def down(state: Path) -> None:
-    """Stops what was started here; ZooKeeper last, Kafka needs it to end in good order."""
+    """Stop what was started here.
+
+    ZooKeeper is the last: Kafka needs it to stop in good order.
+    """
     with locked(state), ThreadPoolExecutor() as pool:
         for last in False, True:
             group = [server for server in ours(state) if (server.kind == "zookeeper") == last]
@@ -97,7 +128,7 @@ def down(state: Path) -> None:
 
 
 def status(wanted: list[Server]) -> bool:
-    """Prints a line per server; whether all answer."""
+    """Print a line per server; return whether all answer."""
     words = {"closed": "does not answer", "other": "something else"}
     states = [answer(server.kind, server.port) for server in wanted]
     for server, state in zip(wanted, states, strict=True):
@@ -119,7 +150,8 @@ def arguments() -> argparse.Namespace:
     formatter = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser(description=about, epilog=rest, formatter_class=formatter)
     parser.add_argument("command", choices=["up", "down", "status"])
-    parser.add_argument("--purge", action="store_true", help="with down: remove the data, too")
+    parser.add_argument("--purge", action="store_true", help="with down: remove data and logs, too")
+    parser.add_argument("--brief", action="store_true", help="with up and down: no word on what to do next")
     parser.add_argument("--state", type=Path, default=STATE, metavar="DIR", help="where data, logs and pid files go")
     parser.add_argument("--port-offset", type=int, default=0, metavar="N", help="a set of its own, all ports + N")
     parser.add_argument("--cluster", action="store_true", help="three Kafka 4 brokers, 9092 to 9094, and no ZooKeeper")
@@ -149,6 +181,7 @@ def run(args: argparse.Namespace) -> int:
         return 0 if status(wanted) else 1
     if args.command == "up":
         up(wanted)
+        print("" if args.brief else next_steps(wanted), end="")
         return 0
     if state.is_dir():
         down(state)
@@ -157,6 +190,7 @@ def run(args: argparse.Namespace) -> int:
     for server in wanted:
         if answer(server.kind, server.port) == "answers":
             say(server, "is not ours, left running")
+    print("" if args.brief else what_stays(state), end="")
     return 0
 
 
