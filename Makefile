@@ -51,13 +51,19 @@ bench: $(VENV)/.bench up  ## speed, latency and cost beside native replication, 
 	$(RUN) bench/pruning.py
 	$(RUN) bench/plot.py
 
-.PHONY: up down
+.PHONY: up down purge clean
 up:  ## the four servers without Docker, at docker-compose.yml's addresses
 	$(NEED_PYTHON)
 	@$(PYTHON) stack/servers.py up
 down:  ## stop what `make up` started; the data stays
 	$(NEED_PYTHON)
 	@$(PYTHON) stack/servers.py down
+purge:  ## stop what `make up` started, and remove its data and logs
+	$(NEED_PYTHON)
+	@$(PYTHON) stack/servers.py down --purge
+clean:  ## stop what was started here, and remove stack/.state, .venv and caches; Maven's cache stays
+	$(NEED_PYTHON)
+	@$(PYTHON) -m stack.clean
 
 .PHONY: test-compose
 test-compose: $(VENV)/.development  ## both compose files on a real Docker engine, on docker-compose.yml's ports
