@@ -30,8 +30,9 @@ if not __package__:
     sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import cli
-from bench import measure
-from bench.measure import median, say, shown
+from bench import command, output, systems, tables
+from bench.figures import median, shown
+from bench.output import say
 from tests.pipeline import ALWAYS_NOTIFY, ROOT, Pipeline, query, wait_until
 
 VARIANTS = ("bare", "none", "stopped", "running", "notify")  # the reference first
@@ -86,14 +87,14 @@ def pgbench_program() -> str:
 def set_up(variant: str, stack: ExitStack) -> Pipeline:
     """The variant's databases, with the rows to be updated on both sides."""
     if variant in ("none", "bare"):
-        pipeline = stack.enter_context(measure.pipeline(variant))
-        query(pipeline.source(), measure.BARE if variant == "bare" else measure.EMPLOYEES)
-        query(pipeline.destination(), measure.EMPLOYEES)
+        pipeline = stack.enter_context(systems.pipeline(variant))
+        query(pipeline.source(), systems.BARE if variant == "bare" else systems.EMPLOYEES)
+        query(pipeline.destination(), systems.EMPLOYEES)
     else:
-        pipeline = stack.enter_context(measure.product(variant))
+        pipeline = stack.enter_context(systems.product(variant))
     if variant == "notify":
         query(pipeline.source(), ALWAYS_NOTIFY)
-    measure.add_uncaptured(pipeline, FILL)
+    tables.add_uncaptured(pipeline, FILL)
     query(pipeline.source(), f"SELECT setval('employees_emp_id_seq', {ROWS})")
     if variant == "running":
         pipeline.start("producer.py").wait_for("publishing from offset")
@@ -137,7 +138,7 @@ def statements_per_second(pipeline: Pipeline) -> float:
 def settle(variant: str, pipeline: Pipeline) -> None:
     """Let the producer publish what this run left, so that it takes nothing from the next."""
     if variant == "running":
-        assert not measure.ended(pipeline.scripts), measure.ended(pipeline.scripts)
+        assert not systems.ended(pipeline.scripts), systems.ended(pipeline.scripts)
         wait_until(lambda: not query(pipeline.connections[0], UNPUBLISHED), 60, "the producer has published all")
 
 
@@ -149,7 +150,7 @@ def measure_round(
     turned = list(pipelines.items())
     turned = turned[number % len(turned) :] + turned[: number % len(turned)]
     for case in cases:
-        measure.checkpoint()
+        systems.checkpoint()
         for variant, pipeline in turned:
             found.setdefault(str(case), {})[variant] = rate(case, pipeline)
             settle(variant, pipeline)
@@ -170,7 +171,7 @@ def report(rounds: list[dict[str, dict[str, float]]], variants: list[str]) -> di
                 for variant, values in rates.items()
             },
         }
-    measure.print_table(
+    output.print_table(
         f"What capture costs the source, per second and beside the bare trigger: medians of {len(rounds)} rounds",
         ("", *(variant for variant in variants)),
         [(case, *(cell(values, variant) for variant in variants)) for case, values in found.items()],
@@ -184,10 +185,10 @@ def cell(values: dict[str, dict[str, float]], variant: str) -> str:
 
 
 def benchmark() -> None:
-    parser = measure.parser(__doc__)
-    parser.add_argument("--clients", type=measure.numbers, default=[1, 4, 16], metavar="1,4,16")
-    parser.add_argument("--changes", type=measure.names, default=list(SCRIPTS), metavar="INSERT,UPDATE")
-    parser.add_argument("--variants", type=measure.names, default=list(VARIANTS), metavar=",".join(VARIANTS))
+    parser = command.parser(__doc__)
+    parser.add_argument("--clients", type=command.numbers, default=[1, 4, 16], metavar="1,4,16")
+    parser.add_argument("--changes", type=command.names, default=list(SCRIPTS), metavar="INSERT,UPDATE")
+    parser.add_argument("--variants", type=command.names, default=list(VARIANTS), metavar=",".join(VARIANTS))
     parser.add_argument("--seconds", type=float, default=0.4, help="that the bare trigger works for in each case")
     parser.add_argument("--rounds", type=int, default=3)
     arguments = parser.parse_args()
@@ -220,10 +221,10 @@ def benchmark() -> None:
             say(f"round {number + 1} of {arguments.rounds} done")
         if "running" in pipelines:
             pipelines["running"].start("consumer.py")
-            measure.wait_until_equal(pipelines["running"], 120)
-    measure.write("capture", {"rounds": rounds, "medians": report(rounds, variants)})
+            tables.wait_until_equal(pipelines["running"], 120)
+    output.write("capture", {"rounds": rounds, "medians": report(rounds, variants)})
 
 
 if __name__ == "__main__":
     os.chdir(ROOT)
-    measure.main(benchmark)
+    command.main(benchmark)

@@ -27,8 +27,9 @@ from psycopg2.extensions import connection as Connection
 if not __package__:
     sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from bench import measure
-from bench.measure import say, shown
+from bench import command, cpu, figures, marks, output, systems, tables
+from bench.figures import shown
+from bench.output import say
 from tests.pipeline import ROOT, Pipeline, Script, peak_memory, query
 
 Scripts = dict[str, list[Script]]  # by name: producer, consumer
@@ -42,7 +43,7 @@ TIMEOUT = 300  # seconds for a load to arrive
 LOADS = f"""
 CREATE PROCEDURE mixed(transactions INT) LANGUAGE plpgsql AS $$
 BEGIN
-    {measure.FIRST_MARKS};
+    {marks.FIRST_MARKS};
     COMMIT;
     FOR t IN 1..transactions LOOP
         INSERT INTO employees
@@ -54,13 +55,13 @@ BEGIN
                                                AND (t + 1) / 2 * 1000 + 499 + t % 2 * 100;
         COMMIT;
     END LOOP;
-    {measure.LAST_MARKS};
+    {marks.LAST_MARKS};
     COMMIT;
 END
 $$;
 CREATE PROCEDURE hot(transactions INT) LANGUAGE plpgsql AS $$
 BEGIN
-    {measure.FIRST_MARKS};
+    {marks.FIRST_MARKS};
     COMMIT;
     FOR t IN 1..transactions LOOP
         UPDATE employees SET salary = t, city = 'Moved in ' || t WHERE emp_id = ANY (ARRAY (
@@ -70,7 +71,7 @@ BEGIN
         FROM generate_series(0, 99) AS n;
         COMMIT;
     END LOOP;
-    {measure.LAST_MARKS};
+    {marks.LAST_MARKS};
     COMMIT;
 END
 $$;
@@ -112,20 +113,20 @@ class Meter:
 
     def __post_init__(self) -> None:
         self.watchers = {query(c, "SELECT pg_backend_pid()")[0][0] for c in (self.source, self.destination)}
-        self.servers = {"source": measure.postmaster(self.source), "destination": measure.postmaster(self.destination)}
-        self.kafka = measure.kafka_process()
+        self.servers = {"source": cpu.postmaster(self.source), "destination": cpu.postmaster(self.destination)}
+        self.kafka = cpu.kafka_process()
         self.before = self.read(self.scripts)
 
     def read(self, scripts: Scripts) -> dict[str, dict[str, float]]:
         found = {
-            name: measure.server_cpu(process, self.pipeline.name, self.watchers)
+            name: cpu.server_cpu(process, self.pipeline.name, self.watchers)
             for name, process in self.servers.items()
             if process is not None
         }
         if self.kafka:
-            found["Kafka"] = {"Kafka": measure.cpu(self.kafka)}
+            found["Kafka"] = {"Kafka": cpu.cpu(self.kafka)}
         for name, group in scripts.items():
-            found[name] = {script.log.name: measure.cpu(script.process.pid) for script in group}
+            found[name] = {script.log.name: cpu.cpu(script.process.pid) for script in group}
         return found
 
     def result(self, scripts: Scripts, start_cpu: dict[str, float]) -> dict[str, dict[str, float]]:
@@ -133,7 +134,7 @@ class Meter:
         total = {}
         for name, after in self.read(scripts).items():
             before = self.before.get(name, dict.fromkeys(after, start_cpu.get(name, 0.0)))
-            total[name] = measure.spent(before, after)
+            total[name] = cpu.spent(before, after)
         return total
 
 
@@ -142,7 +143,7 @@ def prepare(pipeline: Pipeline, load: str, transactions: int, wait: Callable[[],
     source = pipeline.source()
     query(source, LOADS)
     if load == "hot":
-        measure.add_uncaptured(pipeline, HOT_ROWS)
+        tables.add_uncaptured(pipeline, HOT_ROWS)
     wait()
     query(source, f"CALL {load}({transactions})")
 
@@ -158,19 +159,19 @@ def carry(
 ) -> Run:
     """Launch a system (what comes back are its scripts; some may be waiting already), watch the load arrive, compare
     the tables."""
-    measure.checkpoint()
+    systems.checkpoint()
     source, destination = pipeline.source(), pipeline.destination()
     before = query(destination, COUNT)[0][0]
     meter = Meter(pipeline, source, destination, waiting or {})
     began, began_at = time.monotonic(), time.time()
     scripts = launch() | (waiting or {})
     every = [script for group in scripts.values() for script in group]
-    arrival = measure.watch(destination, COUNT, TIMEOUT, every)
+    arrival = marks.watch(destination, COUNT, TIMEOUT, every)
     cpu = meter.result(scripts, start_cpu or {})
     memory = {name: max(peak_memory(s.process.pid) for s in group) for name, group in scripts.items()}
-    measure.check_equal(pipeline)
-    changes = transactions * TRANSACTION + 2 * measure.MARKS
-    left = transactions * ROWS_PER_TRANSACTION[load] + 2 * measure.MARKS
+    tables.check_equal(pipeline)
+    changes = transactions * TRANSACTION + 2 * marks.MARKS
+    left = transactions * ROWS_PER_TRANSACTION[load] + 2 * marks.MARKS
     at_first = changes * (arrival.count - before) / left
     seconds = arrival.last - arrival.first
     return Run(
@@ -191,7 +192,7 @@ def carry(
 def run_ours(load: str, transactions: int, consumers: list[int]) -> Iterator[Run]:
     """One load, carried over once for each number of consumers: in between the position and the destination are put
     back to where they were, and the same backlog waits again."""
-    with measure.product("ours") as pipeline:
+    with systems.product("ours") as pipeline:
         start_cpu = {name: cpu_of_start(pipeline, f"{name}.py") for name in ("producer", "consumer")}
         ((offset, snapshot),) = query(pipeline.source(), "SELECT last_offset, snapshot::text FROM cdc_position")
         prepare(pipeline, load, transactions)
@@ -199,7 +200,7 @@ def run_ours(load: str, transactions: int, consumers: list[int]) -> Iterator[Run
             if number != consumers[0]:
                 query(pipeline.destination(), "TRUNCATE employees, cdc_applied")
                 if load == "hot":
-                    measure.add_at_destination(pipeline.destination(), HOT_ROWS)
+                    tables.add_at_destination(pipeline.destination(), HOT_ROWS)
                 moved = "UPDATE cdc_position SET last_offset = %s, snapshot = %s"
                 query(pipeline.source(), moved, (offset, snapshot))
             yield carry_ours(pipeline, load, transactions, number, start_cpu)
@@ -215,11 +216,11 @@ def carry_ours(pipeline: Pipeline, load: str, transactions: int, number: int, st
 
     waiting = consumers() if number > 1 else {}
     if waiting:
-        measure.wait_for_members(pipeline, number)
+        systems.wait_for_members(pipeline, number)
     run = carry("ours", load, transactions, pipeline, launch, waiting, start_cpu)
     saved = query(pipeline.source(), "SELECT extract(epoch FROM saved_at)::float FROM cdc_position")[0][0]
     run.published = round(saved - run.began, 2)
-    measure.stop([script for script in pipeline.scripts if script.process.poll() is None])
+    systems.stop([script for script in pipeline.scripts if script.process.poll() is None])
     return run
 
 
@@ -237,10 +238,10 @@ def cpu_of_start(pipeline: Pipeline, script: str) -> float:
 
 
 def run_native(load: str, transactions: int) -> list[Run]:
-    with measure.pipeline("native") as pipeline:
+    with systems.pipeline("native") as pipeline:
         for connection in pipeline.source(), pipeline.destination():
-            query(connection, measure.EMPLOYEES)
-        prepare(pipeline, load, transactions, lambda: measure.start_replication(pipeline))
+            query(connection, systems.EMPLOYEES)
+        prepare(pipeline, load, transactions, lambda: systems.start_replication(pipeline))
 
         def launch() -> Scripts:
             query(pipeline.destination(), f"ALTER SUBSCRIPTION {pipeline.name} ENABLE")
@@ -250,11 +251,11 @@ def run_native(load: str, transactions: int) -> list[Run]:
 
 
 def run_plain(load: str, transactions: int) -> list[Run]:
-    with measure.plain("plain") as pipeline:
+    with systems.plain("plain") as pipeline:
         prepare(pipeline, load, transactions)
 
         def launch() -> Scripts:
-            return {name: [measure.start(pipeline, "plain.py", name)] for name in ("consumer", "producer")}
+            return {name: [systems.start(pipeline, "plain.py", name)] for name in ("consumer", "producer")}
 
         return [carry("plain", load, transactions, pipeline, launch)]
 
@@ -289,19 +290,19 @@ def report(load: str, pairs: list[list[Run]]) -> dict[str, Any]:
         runs = [run for pair in pairs for run in pair if title(run) == name]
         medians[name] = {
             "changes": runs[0].changes,
-            "rate": measure.median([run.rate for run in runs]),
+            "rate": figures.median([run.rate for run in runs]),
             "to_native": ratio(name, "native", pairs),
             "to_plain": ratio(name, "plain", pairs),
-            "start_up": measure.median([run.start_up for run in runs]),
-            "rate_with_start_up": measure.median([run.rate_with_start_up for run in runs]),
+            "start_up": figures.median([run.start_up for run in runs]),
+            "rate_with_start_up": figures.median([run.rate_with_start_up for run in runs]),
             "cpu_per_million": {
-                who: measure.median([sum(run.cpu.get(who, {}).values()) / run.changes * 1e6 for run in runs])
+                who: figures.median([sum(run.cpu.get(who, {}).values()) / run.changes * 1e6 for run in runs])
                 for who in ("producer", "consumer", "source", "destination", "Kafka")
                 if who in runs[0].cpu
             },
             "memory": {who: max(run.memory[who] for run in runs) for who in runs[0].memory},
         }
-    measure.print_table(
+    output.print_table(
         f"Catch-up, {load} load, {systems[next(iter(systems))].changes:,} changes: medians of {len(pairs)} pairs",
         ("", "changes/s", "of native", "of plain", "start-up s", "changes/s with start-up"),
         [
@@ -316,7 +317,7 @@ def report(load: str, pairs: list[list[Run]]) -> dict[str, Any]:
             for name, m in medians.items()
         ],
     )
-    measure.print_table(
+    output.print_table(
         "CPU seconds per million changes, and peak memory (of the largest)",
         ("", "producer", "consumers", "source", "destination", "Kafka", "all", "producer MB", "consumer MB"),
         [
@@ -339,19 +340,19 @@ def report(load: str, pairs: list[list[Run]]) -> dict[str, Any]:
 def ratio(name: str, reference: str, pairs: list[list[Run]]) -> float:
     """The median of a system's rates over the reference's rates of the same pair."""
     rates = [{title(run): run.rate for run in pair} for pair in pairs]
-    return measure.median([pair[name] / pair[reference] for pair in rates if reference in pair and name in pair])
+    return figures.median([pair[name] / pair[reference] for pair in rates if reference in pair and name in pair])
 
 
 def benchmark() -> None:
-    parser = measure.parser(__doc__)
+    parser = command.parser(__doc__)
     parser.add_argument("--changes", type=int, default=300_000)
     parser.add_argument("--plain-changes", type=int, default=10_000, help="the plain design's load, as it is slow")
     parser.add_argument("--pairs", type=int, default=3)
-    parser.add_argument("--loads", type=measure.names, default=["mixed", "hot"], metavar="mixed,hot")
+    parser.add_argument("--loads", type=command.names, default=["mixed", "hot"], metavar="mixed,hot")
     parser.add_argument(
-        "--systems", type=measure.names, default=["ours", "native", "plain"], metavar="ours,native,plain"
+        "--systems", type=command.names, default=["ours", "native", "plain"], metavar="ours,native,plain"
     )
-    parser.add_argument("--consumers", type=measure.numbers, default=[1, 3], metavar="1,2,3")
+    parser.add_argument("--consumers", type=command.numbers, default=[1, 3], metavar="1,2,3")
     arguments = parser.parse_args()
     if arguments.quick:
         arguments.changes, arguments.plain_changes, arguments.pairs = 30_000, 2_000, 1
@@ -360,9 +361,9 @@ def benchmark() -> None:
         pairs = [one_pair(load, number, arguments) for number in range(arguments.pairs)]
         results["runs"] += [asdict(run) | {"pair": number} for number, pair in enumerate(pairs) for run in pair]
         results["medians"][load] = report(load, pairs)
-    measure.write("catch_up", results)
+    output.write("catch_up", results)
 
 
 if __name__ == "__main__":
     os.chdir(ROOT)
-    measure.main(benchmark)
+    command.main(benchmark)

@@ -28,8 +28,9 @@ if not __package__:
 
 import emp_cdc
 import producer
-from bench import measure
-from bench.measure import median, say, shown
+from bench import command, marks, output, systems, tables
+from bench.figures import median, shown
+from bench.output import say
 from tests.pipeline import ROOT, Pipeline, query, wait_until
 
 TRANSACTION = 1_000  # changes
@@ -68,7 +69,7 @@ FROM generate_series(0, {rows} - 1) AS n
 LOAD = f"""
 CREATE PROCEDURE scattered(first_k BIGINT, size INT, gap INT, transactions INT) LANGUAGE plpgsql AS $$
 BEGIN
-    {measure.FIRST_MARKS};
+    {marks.FIRST_MARKS};
     COMMIT;
     FOR t IN 1..transactions LOOP
         INSERT INTO employees (emp_id) VALUES (-2000 - t);
@@ -80,7 +81,7 @@ BEGIN
             FROM generate_series(first_k + t * 500, first_k + t * 500 + 499) AS k));
         COMMIT;
     END LOOP;
-    {measure.LAST_MARKS};
+    {marks.LAST_MARKS};
     COMMIT;
 END
 $$
@@ -135,26 +136,26 @@ def poll_rounds(sizes: list[int], rounds: int) -> list[dict[str, dict[str, float
     with ExitStack() as stack:
         logs = {}
         for size in sizes:
-            logs[f"{size:,} rows"] = fill_log(stack.enter_context(measure.product(f"log_{size}")), size, False)
+            logs[f"{size:,} rows"] = fill_log(stack.enter_context(systems.product(f"log_{size}")), size, False)
             say(f"log of {size:,} rows is there")
         held = min(max(sizes), HELD_LIMIT)
-        pipeline = stack.enter_context(measure.product("log_held"))
+        pipeline = stack.enter_context(systems.product("log_held"))
         logs[f"{held:,} rows, held"] = fill_log(pipeline, held, True)
         say(f"log of {held:,} rows with an open transaction is there")
         page = min(producer.PAGE, *sizes)
-        measure.checkpoint()
+        systems.checkpoint()
         return [poll_milliseconds(logs, page) for _ in range(rounds)]
 
 
 def grow(pipeline: Pipeline, rows: int) -> None:
     """Put so many rows on both sides, and start the consumer."""
-    measure.add_uncaptured(pipeline, EXISTING.format(rows=rows, gap=gap(rows)))
+    tables.add_uncaptured(pipeline, EXISTING.format(rows=rows, gap=gap(rows)))
     query(pipeline.source(), LOAD)
     for connection in pipeline.source(), pipeline.destination():
         query(connection, "VACUUM ANALYZE employees")
     query(pipeline.destination(), "VACUUM ANALYZE cdc_applied")
     pipeline.start("consumer.py")
-    measure.wait_for_members(pipeline, 1)
+    systems.wait_for_members(pipeline, 1)
 
 
 def gap(rows: int) -> int:
@@ -166,20 +167,20 @@ def apply_rate(pipeline: Pipeline, rows: int, number: int, transactions: int) ->
     source, destination = pipeline.source(), pipeline.destination()
     first_k = number * (transactions + 1) * 500
     query(source, f"CALL scattered({first_k}, {rows}, {gap(rows)}, {transactions})")
-    measure.checkpoint()
+    systems.checkpoint()
     script = pipeline.start("producer.py")
     running = [script for script in pipeline.scripts if script.process.poll() is None]
-    arrival = measure.watch(destination, TRANSACTIONS_SEEN, 300, running)
-    measure.check_equal(pipeline)
+    arrival = marks.watch(destination, TRANSACTIONS_SEEN, 300, running)
+    tables.check_equal(pipeline)
     query(source, "DELETE FROM employees WHERE emp_id < 0")
     wait_until(lambda: not query(destination, "SELECT 1 FROM employees WHERE emp_id < 0 LIMIT 1"), 30, "marks gone")
-    measure.stop([script])
+    systems.stop([script])
     return (transactions - arrival.count) * TRANSACTION / (arrival.last - arrival.first)
 
 
 def apply_rounds(sizes: list[int], rounds: int, changes: int) -> list[dict[str, float]]:
     with ExitStack() as stack:
-        pipelines = {size: stack.enter_context(measure.product(f"destination_{size}")) for size in sizes}
+        pipelines = {size: stack.enter_context(systems.product(f"destination_{size}")) for size in sizes}
         for size, pipeline in pipelines.items():
             grow(pipeline, size)
             say(f"destination of {size:,} rows is there")
@@ -201,7 +202,7 @@ def report_polls(rounds: list[dict[str, dict[str, float]]]) -> dict[str, Any]:
         }
         for name in rounds[0]
     }
-    measure.print_table(
+    output.print_table(
         f"One poll, milliseconds and beside the smallest log: medians of {len(rounds)} rounds",
         ("log", *(text for what in TIMES for text in (f"finds {what}", "ratio"))),
         [
@@ -231,7 +232,7 @@ def report_applies(rounds: list[dict[str, float]], changes: int) -> dict[str, An
         }
         for name in rounds[0]
     }
-    measure.print_table(
+    output.print_table(
         f"Applying {changes:,} scattered changes: medians of {len(rounds)} rounds",
         ("destination", "changes/s", "of the smallest"),
         [(name, shown(values["rate"]), shown(values["of_smallest"], ".2f")) for name, values in found.items()],
@@ -240,10 +241,10 @@ def report_applies(rounds: list[dict[str, float]], changes: int) -> dict[str, An
 
 
 def benchmark() -> None:
-    parser = measure.parser(__doc__)
+    parser = command.parser(__doc__)
     sizes = [10_000, 1_000_000]
-    parser.add_argument("--log", type=measure.numbers, default=sizes, metavar="10_000,1_000_000", help="sizes")
-    parser.add_argument("--destination", type=measure.numbers, default=sizes, metavar="10_000,1_000_000", help="sizes")
+    parser.add_argument("--log", type=command.numbers, default=sizes, metavar="10_000,1_000_000", help="sizes")
+    parser.add_argument("--destination", type=command.numbers, default=sizes, metavar="10_000,1_000_000", help="sizes")
     parser.add_argument("--changes", type=int, default=60_000, help="applied for each size in each round")
     parser.add_argument("--rounds", type=int, default=3)
     arguments = parser.parse_args()
@@ -256,9 +257,9 @@ def benchmark() -> None:
     found = {"polls": report_polls(polls), "applies": {}}
     applies = apply_rounds(sorted(arguments.destination), arguments.rounds, arguments.changes)
     found["applies"] = report_applies(applies, arguments.changes)
-    measure.write("growth", {"polls": polls, "applies": applies, "medians": found})
+    output.write("growth", {"polls": polls, "applies": applies, "medians": found})
 
 
 if __name__ == "__main__":
     os.chdir(ROOT)
-    measure.main(benchmark)
+    command.main(benchmark)

@@ -22,8 +22,9 @@ from psycopg2.extensions import connection as Connection
 if not __package__:
     sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from bench import measure
-from bench.measure import say, shown
+from bench import command, cpu, output, systems, tables
+from bench.figures import shown
+from bench.output import say
 from tests.pipeline import ROOT, Pipeline, query
 
 SETTLING = 3  # seconds after the first change before the count begins
@@ -44,25 +45,25 @@ def transactions(connection: Connection) -> int:
 
 
 def backends_cpu(connection: Connection) -> float:
-    return sum(measure.fine_cpu(process) for (process,) in query(connection, BACKENDS))
+    return sum(cpu.fine_cpu(process) for (process,) in query(connection, BACKENDS))
 
 
 def idle(pipeline: Pipeline, seconds: float) -> dict[str, Any]:
     """Watch an idle pipeline for so many seconds; CPU in percent of a core."""
-    kafka = measure.kafka_process()
+    kafka = cpu.kafka_process()
     kafka_alone = kafka_percent(kafka, seconds / 4)
     scripts = {name: pipeline.start(f"{name}.py") for name in ("consumer", "producer")}
     query(pipeline.source(), "INSERT INTO employees (city) VALUES ('the first change')")
-    measure.wait_until_equal(pipeline, 60)
+    tables.wait_until_equal(pipeline, 60)
     for connection in pipeline.connections:  # a session's last transactions are counted when it ends
         connection.close()
     pipeline.connections.clear()
     databases = {"source": pipeline.source(), "destination": pipeline.destination()}
 
     def read() -> dict[str, float]:
-        found = {name: measure.fine_cpu(script.process.pid) for name, script in scripts.items()}
+        found = {name: cpu.fine_cpu(script.process.pid) for name, script in scripts.items()}
         found |= {f"{name} backend": backends_cpu(connection) for name, connection in databases.items()}
-        found |= {"kafka": measure.cpu(kafka)} if kafka else {}
+        found |= {"kafka": cpu.cpu(kafka)} if kafka else {}
         found |= {f"{name} transactions": transactions(connection) for name, connection in databases.items()}
         return found
 
@@ -71,7 +72,7 @@ def idle(pipeline: Pipeline, seconds: float) -> dict[str, Any]:
     before, began = read(), time.monotonic()
     time.sleep(seconds)
     after, lasted = read(), time.monotonic() - began
-    measure.wait_until_equal(pipeline, 5)
+    tables.wait_until_equal(pipeline, 5)
     change = {name: (after[name] - before[name]) / lasted for name in after}
     percent = {name: 100 * change[name] for name in change if "transactions" not in name}
     own = 2  # statements of read() in each database
@@ -87,9 +88,9 @@ def idle(pipeline: Pipeline, seconds: float) -> dict[str, Any]:
 def kafka_percent(kafka: int | None, seconds: float) -> float:
     if kafka is None:
         return float("nan")
-    before = measure.cpu(kafka)
+    before = cpu.cpu(kafka)
     time.sleep(seconds)
-    return 100 * (measure.cpu(kafka) - before) / seconds
+    return 100 * (cpu.cpu(kafka) - before) / seconds
 
 
 def report(found: dict[str, Any]) -> None:
@@ -103,22 +104,22 @@ def report(found: dict[str, Any]) -> None:
         ("Kafka with them", shown(percent.get("kafka"), ".1f"), ""),
         ("Kafka without them", shown(found["kafka_alone_percent"], ".1f"), ""),
     ]
-    measure.print_table(f"Nothing to do for {found['seconds']:.0f} s", ("", "CPU, % of a core", "statements/s"), rows)
+    output.print_table(f"Nothing to do for {found['seconds']:.0f} s", ("", "CPU, % of a core", "statements/s"), rows)
 
 
 def benchmark() -> None:
-    parser = measure.parser(__doc__)
+    parser = command.parser(__doc__)
     parser.add_argument("--seconds", type=float, default=10.0)
     arguments = parser.parse_args()
     if arguments.quick:
         arguments.seconds = 5.0
-    with measure.product("idle") as pipeline:
+    with systems.product("idle") as pipeline:
         say("watching an idle pipeline")
         found = idle(pipeline, arguments.seconds)
     report(found)
-    measure.write("idle", found)
+    output.write("idle", found)
 
 
 if __name__ == "__main__":
     os.chdir(ROOT)
-    measure.main(benchmark)
+    command.main(benchmark)

@@ -28,8 +28,9 @@ from psycopg2.extensions import connection as Connection
 if not __package__:
     sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from bench import measure
-from bench.measure import median, percentile, say, shown
+from bench import command, output, systems, tables
+from bench.figures import median, percentile, shown
+from bench.output import say
 from tests.pipeline import ROOT, Pipeline, query, wait_until
 
 PER_BACKEND = 500  # commits per second that one backend is asked for
@@ -86,7 +87,7 @@ FROM generate_series(1, {BURST}) AS n
 
 @contextmanager
 def ours() -> Iterator[Pipeline]:
-    with measure.product("ours") as pipeline:
+    with systems.product("ours") as pipeline:
         query(pipeline.destination(), ARRIVALS)
         pipeline.start("consumer.py")
         pipeline.start("producer.py")
@@ -95,21 +96,21 @@ def ours() -> Iterator[Pipeline]:
 
 @contextmanager
 def native() -> Iterator[Pipeline]:
-    with measure.pipeline("native") as pipeline:
+    with systems.pipeline("native") as pipeline:
         for connection in pipeline.source(), pipeline.destination():
-            query(connection, measure.EMPLOYEES)
+            query(connection, systems.EMPLOYEES)
         query(pipeline.destination(), ARRIVALS)
-        measure.start_replication(pipeline)
+        systems.start_replication(pipeline)
         query(pipeline.destination(), f"ALTER SUBSCRIPTION {pipeline.name} ENABLE")
         yield pipeline
 
 
 @contextmanager
 def plain() -> Iterator[Pipeline]:
-    with measure.plain("plain") as pipeline:
+    with systems.plain("plain") as pipeline:
         query(pipeline.destination(), ARRIVALS)
         for name in ("consumer", "producer"):
-            measure.start(pipeline, "plain.py", name)
+            systems.start(pipeline, "plain.py", name)
         yield pipeline
 
 
@@ -137,7 +138,7 @@ def wait_for_arrivals(pipeline: Pipeline, first: int, beyond: int, count: int) -
 
     def all_there() -> bool:
         time.sleep(0.05)
-        dead = measure.ended(pipeline.scripts)
+        dead = systems.ended(pipeline.scripts)
         assert not dead, dead
         return bool(query(destination, arrived, (first, beyond))[0][0] == count)
 
@@ -190,7 +191,7 @@ def one_system(system: str, rates: list[int], seconds: float) -> dict[str, Any]:
     with SYSTEMS[system]() as pipeline:
         query(pipeline.source(), COMMITS)
         commits(pipeline, 1, 20, 1)  # warm: caches, connections, plans
-        measure.checkpoint()
+        systems.checkpoint()
         found: dict[str, Any] = {"rates": {}}
         # The highest first: Kafka's JVM compiles what it has run some thousand times, minutes at 20 commits a second.
         for number, rate in enumerate(sorted(SLOW.get(system, rates), reverse=True)):
@@ -203,7 +204,7 @@ def one_system(system: str, rates: list[int], seconds: float) -> dict[str, Any]:
         if system not in SLOW:
             found["burst"] = burst(pipeline)
         found["flush"] = flush_milliseconds(pipeline.destination())
-        measure.check_equal(pipeline)
+        tables.check_equal(pipeline)
     return found
 
 
@@ -247,7 +248,7 @@ def report(pairs: list[dict[str, Any]], systems: list[str], rates: list[int]) ->
                     shown(values["reached"]),
                 )
             )
-    measure.print_table(
+    output.print_table(
         f"Commit to visible, milliseconds: medians of {len(pairs)} pairs",
         ("", *PERCENTILES, "p50 of native", "p99 of native", "commits/s reached"),
         rows,
@@ -266,7 +267,7 @@ def report(pairs: list[dict[str, Any]], systems: list[str], rates: list[int]) ->
                     shown(values.get("longest_delay_of_others_of_native"), ".1f"),
                 )
             )
-    measure.print_table(
+    output.print_table(
         f"{BURST:,} rows in one transaction beside single commits at {BURST_RATE}/s, milliseconds",
         ("", "last row visible after", "of native", "others p50", "others max", "of native"),
         rows,
@@ -277,13 +278,13 @@ def report(pairs: list[dict[str, Any]], systems: list[str], rates: list[int]) ->
 
 
 def benchmark() -> None:
-    parser = measure.parser(__doc__)
-    parser.add_argument("--rates", type=measure.numbers, default=[20, 500, 2000], metavar="20,500,2000")
+    parser = command.parser(__doc__)
+    parser.add_argument("--rates", type=command.numbers, default=[20, 500, 2000], metavar="20,500,2000")
     parser.add_argument(
         "--seconds", type=float, default=3.0, help=f"at each rate; longer where that is less than {FEWEST} commits"
     )
     parser.add_argument("--pairs", type=int, default=3)
-    parser.add_argument("--systems", type=measure.names, default=list(SYSTEMS), metavar="ours,native,plain")
+    parser.add_argument("--systems", type=command.names, default=list(SYSTEMS), metavar="ours,native,plain")
     arguments = parser.parse_args()
     if arguments.quick:
         arguments.seconds, arguments.pairs = 2.0, 1
@@ -294,9 +295,9 @@ def benchmark() -> None:
             pair[system] = one_system(system, arguments.rates, arguments.seconds)
             tell(number, system, pair[system])
         pairs.append(pair)
-    measure.write("latency", {"pairs": pairs, "medians": report(pairs, arguments.systems, arguments.rates)})
+    output.write("latency", {"pairs": pairs, "medians": report(pairs, arguments.systems, arguments.rates)})
 
 
 if __name__ == "__main__":
     os.chdir(ROOT)
-    measure.main(benchmark)
+    command.main(benchmark)

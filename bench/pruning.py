@@ -16,10 +16,11 @@ from pathlib import Path
 if not __package__:
     sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from bench import measure
+from bench import command, output, systems, tables
 from bench.capture import Case, pgbench_program, settle, transactions_per_second
+from bench.figures import median, shown
 from bench.growth import ALL_PUBLISHED
-from bench.measure import median, say, shown
+from bench.output import say
 from tests.pipeline import ROOT, Pipeline, query
 
 FILL = """
@@ -35,16 +36,16 @@ def rate(pipeline: Pipeline, program: str, case: Case, transactions: int, retent
     """Transactions per second beside a producer with this RETENTION."""
     producer = pipeline.start("producer.py", RETENTION=retention)
     producer.wait_for("publishing from offset")
-    measure.checkpoint()
+    systems.checkpoint()
     found = transactions_per_second(program, pipeline, case, transactions)
     settle("running", pipeline)
-    measure.stop([producer])
+    systems.stop([producer])
     pipeline.scripts.remove(producer)
     return found
 
 
 def benchmark() -> None:
-    parser = measure.parser(__doc__)
+    parser = command.parser(__doc__)
     parser.add_argument("--clients", type=int, default=4)
     parser.add_argument("--seconds", type=float, default=2.0, help="of each run")
     parser.add_argument("--rounds", type=int, default=3)
@@ -53,7 +54,7 @@ def benchmark() -> None:
     if arguments.quick:
         arguments.rounds, arguments.seconds = 1, 1.0
     program, case = pgbench_program(), Case("INSERT", True, arguments.clients)
-    with measure.product("pruning") as pipeline:
+    with systems.product("pruning") as pipeline:
         source = pipeline.source()
         query(source, FILL, {"rows": arguments.rows})
         query(source, ALL_PUBLISHED)  # a transaction of its own: its snapshot must show that of the rows
@@ -74,17 +75,17 @@ def benchmark() -> None:
             )
         pipeline.start("producer.py")
         pipeline.start("consumer.py")
-        measure.wait_until_equal(pipeline, 120)
+        tables.wait_until_equal(pipeline, 120)
     medians = {name: median([found[name] for found in rounds]) for name in RETENTIONS}
     ratio = median([found["pruning"] / found["without"] for found in rounds])
-    measure.print_table(
+    output.print_table(
         f"{case}, beside a log of {arguments.rows:,} rows: medians of {len(rounds)} rounds",
         ("without pruning /s", "with pruning /s", "ratio", "rows pruned in a run"),
         [(*(shown(medians[name]) for name in RETENTIONS), shown(ratio, ".2f"), shown(median(pruned)))],
     )
-    measure.write("pruning", {"rounds": rounds, "pruned": pruned, "medians": medians, "ratio": ratio})
+    output.write("pruning", {"rounds": rounds, "pruned": pruned, "medians": medians, "ratio": ratio})
 
 
 if __name__ == "__main__":
     os.chdir(ROOT)
-    measure.main(benchmark)
+    command.main(benchmark)
