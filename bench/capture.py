@@ -13,41 +13,23 @@ running producer published is applied and both tables are compared.
 from __future__ import annotations
 
 import os
-import re
-import shutil
-import subprocess
 import sys
 import time
 from collections.abc import Callable
 from contextlib import ExitStack
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-
-from psycopg2.extensions import parse_dsn
 
 if not __package__:
     sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-import cli
 from bench import command, output, systems, tables
 from bench.figures import median, shown
 from bench.output import say
+from bench.pgbench import ROWS, SCRIPTS, STATEMENT_ROWS, Case, pgbench_program, transactions_per_second
 from tests.pipeline import ALWAYS_NOTIFY, ROOT, Pipeline, query, wait_until
 
 VARIANTS = ("bare", "none", "stopped", "running", "notify")  # the reference first
-ROWS = 100_000  # that are there to be updated
-STATEMENT_ROWS = 100_000
-SCRIPTS = {
-    "INSERT": """
-INSERT INTO employees (first_name, last_name, dob, city, salary)
-VALUES ('Ada', 'Lovelace', '1815-12-10', 'London', 1000);
-""",
-    "UPDATE": f"""
-\\set id random(1, {ROWS})
-UPDATE employees SET salary = salary + 1 WHERE emp_id = :id;
-""",
-}
 FILL = f"""
 INSERT INTO employees SELECT n, 'First ' || n, 'Last ' || n, DATE '1970-01-01' + n % 9999, 'City ' || n, n
 FROM generate_series(1, {ROWS}) AS n
@@ -58,30 +40,6 @@ SELECT 'First ' || n, 'Last ' || n, DATE '1970-01-01' + n % 9999, 'City ' || n, 
 FROM generate_series(1, {STATEMENT_ROWS}) AS n
 """
 UNPUBLISHED = "SELECT 1 FROM cdc_position WHERE last_offset < (SELECT max(cdc_id) FROM emp_cdc)"
-
-
-@dataclass(frozen=True)
-class Case:
-    change: str  # INSERT, UPDATE, or statement
-    durable: bool
-    clients: int
-
-    def __str__(self) -> str:
-        if self.change == "statement":
-            return f"INSERT, {STATEMENT_ROWS:,} rows in one statement"
-        return (
-            f"{self.change}, {self.clients} client{'s' * (self.clients > 1)}{'' if self.durable else ', not durable'}"
-        )
-
-
-def pgbench_program() -> str:
-    """Where pgbench is: on PATH, or where Debian puts it."""
-    found = sorted(Path("/usr/lib/postgresql").glob("*/bin/pgbench"), key=lambda path: float(path.parts[-3]))
-    program = shutil.which("pgbench") or (str(found[-1]) if found else "")
-    if not program:
-        say("skipped: pgbench is not here; it comes with PostgreSQL's server package (Debian: apt install postgresql)")
-        sys.exit(cli.DONE)
-    return program
 
 
 def set_up(variant: str, stack: ExitStack) -> Pipeline:
@@ -99,33 +57,6 @@ def set_up(variant: str, stack: ExitStack) -> Pipeline:
     if variant == "running":
         pipeline.start("producer.py").wait_for("publishing from offset")
     return pipeline
-
-
-def transactions_per_second(program: str, pipeline: Pipeline, case: Case, transactions: int) -> float:
-    """Run pgbench, so many transactions in all; with 0 for a second."""
-    script = pipeline.logs / f"{case.change}.sql"
-    script.write_text(SCRIPTS[case.change])
-    parts = parse_dsn(pipeline.source_url)
-    environment = {
-        "PGHOST": parts.get("host", "localhost"),
-        "PGPORT": parts.get("port", "5432"),
-        "PGUSER": parts.get("user", ""),
-        "PGPASSWORD": parts.get("password", ""),
-        "PGDATABASE": pipeline.name,
-        "PGOPTIONS": f"-c synchronous_commit={'on' if case.durable else 'off'}",
-    }
-    length = ["-t", str(max(1, transactions // case.clients))] if transactions else ["-T", "1"]
-    result = subprocess.run(
-        [program, *f"-n -M prepared -c {case.clients} -j {min(case.clients, 2)}".split(), *length, "-f", str(script)],
-        env={**os.environ, **environment},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    found = re.search(r"^tps = ([\d.]+)", result.stdout, re.MULTILINE)
-    assert result.returncode == 0, f"pgbench: {result.stderr}"
-    assert found, f"pgbench: {result.stdout}"
-    return float(found[1])
 
 
 def statements_per_second(pipeline: Pipeline) -> float:

@@ -18,124 +18,22 @@ import resource
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
-
-from psycopg2.extensions import connection as Connection
 
 if not __package__:
     sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from bench import command, cpu, figures, marks, output, systems, tables
-from bench.figures import shown
+from bench import command, marks, output, systems, tables
+from bench.catch_up_runs import Run, report, title
+from bench.cpu import Meter
+from bench.loads import COUNT, HOT_ROWS, LOADS, ROWS_PER_TRANSACTION, TRANSACTION
 from bench.output import say
-from tests.pipeline import ROOT, Pipeline, Script, peak_memory, query
+from bench.systems import Scripts
+from tests.pipeline import ROOT, Pipeline, peak_memory, query
 
-Scripts = dict[str, list[Script]]  # by name: producer, consumer
-
-TRANSACTION = 1_000  # changes
-HOT = 10_000  # rows that the hot load finds on both sides
 TIMEOUT = 300  # seconds for a load to arrive
-
-# In transaction t of the mixed load 600 rows come in, 300 of any earlier transaction change, and 100 go that came in
-# with transaction t/2. Deterministic, so that every system has the same to carry.
-LOADS = f"""
-CREATE PROCEDURE mixed(transactions INT) LANGUAGE plpgsql AS $$
-BEGIN
-    {marks.FIRST_MARKS};
-    COMMIT;
-    FOR t IN 1..transactions LOOP
-        INSERT INTO employees
-        SELECT t * 1000 + n, 'First ' || n, 'Last ' || t, DATE '1970-01-01' + n, 'City ' || n % 100, n
-        FROM generate_series(0, 599) AS n;
-        UPDATE employees SET salary = salary + t, city = 'Moved in ' || t WHERE emp_id = ANY (ARRAY (
-            SELECT 1000 * (1 + (hashint4(t * 300 + n) & 2147483647) % t) + 100 + n FROM generate_series(0, 299) AS n));
-        DELETE FROM employees WHERE emp_id BETWEEN (t + 1) / 2 * 1000 + 400 + t % 2 * 100
-                                               AND (t + 1) / 2 * 1000 + 499 + t % 2 * 100;
-        COMMIT;
-    END LOOP;
-    {marks.LAST_MARKS};
-    COMMIT;
-END
-$$;
-CREATE PROCEDURE hot(transactions INT) LANGUAGE plpgsql AS $$
-BEGIN
-    {marks.FIRST_MARKS};
-    COMMIT;
-    FOR t IN 1..transactions LOOP
-        UPDATE employees SET salary = t, city = 'Moved in ' || t WHERE emp_id = ANY (ARRAY (
-            SELECT 1 + (t * 3571 + n * 7) % {HOT} FROM generate_series(1, 900) AS n));
-        INSERT INTO employees
-        SELECT {HOT} + t * 100 + n, 'First ' || n, 'Last ' || t, DATE '1970-01-01' + n, 'City ' || n, n
-        FROM generate_series(0, 99) AS n;
-        COMMIT;
-    END LOOP;
-    {marks.LAST_MARKS};
-    COMMIT;
-END
-$$;
-"""
-ROWS_PER_TRANSACTION = {"mixed": 500, "hot": 100}  # that a load leaves behind
-COUNT = "SELECT count(*) FROM employees"
-HOT_ROWS = f"""
-INSERT INTO employees SELECT n, 'First ' || n, 'Last ' || n, DATE '1970-01-01' + n % 9999, 'City ' || n, n
-FROM generate_series(1, {HOT}) AS n
-"""
-
-
-@dataclass
-class Run:
-    """One system carrying one load."""
-
-    system: str
-    load: str
-    changes: int
-    consumers: int
-    seconds: float  # from the first to the last row visible
-    rate: float  # changes per second in that time, without the changes that came with the first row
-    start_up: float  # seconds from the start of the processes to the first row visible
-    rate_with_start_up: float
-    began: float  # time.time() at the start of the processes
-    published: float | None = None  # seconds until the last page was published: does that overlap with applying?
-    cpu: dict[str, dict[str, float]] = field(default_factory=dict)  # seconds, without the start of the scripts
-    memory: dict[str, float] = field(default_factory=dict)  # MB at its peak
-
-
-@dataclass
-class Meter:
-    """CPU of the servers and scripts from now on."""
-
-    pipeline: Pipeline
-    source: Connection
-    destination: Connection
-    scripts: Scripts  # those that run already
-
-    def __post_init__(self) -> None:
-        self.watchers = {query(c, "SELECT pg_backend_pid()")[0][0] for c in (self.source, self.destination)}
-        self.servers = {"source": cpu.postmaster(self.source), "destination": cpu.postmaster(self.destination)}
-        self.kafka = cpu.kafka_process()
-        self.before = self.read(self.scripts)
-
-    def read(self, scripts: Scripts) -> dict[str, dict[str, float]]:
-        found = {
-            name: cpu.server_cpu(process, self.pipeline.name, self.watchers)
-            for name, process in self.servers.items()
-            if process is not None
-        }
-        if self.kafka:
-            found["Kafka"] = {"Kafka": cpu.cpu(self.kafka)}
-        for name, group in scripts.items():
-            found[name] = {script.log.name: cpu.cpu(script.process.pid) for script in group}
-        return found
-
-    def result(self, scripts: Scripts, start_cpu: dict[str, float]) -> dict[str, dict[str, float]]:
-        """What was spent; for scripts that started meanwhile without what their start costs."""
-        total = {}
-        for name, after in self.read(scripts).items():
-            before = self.before.get(name, dict.fromkeys(after, start_cpu.get(name, 0.0)))
-            total[name] = cpu.spent(before, after)
-        return total
 
 
 def prepare(pipeline: Pipeline, load: str, transactions: int, wait: Callable[[], None] = lambda: None) -> None:
@@ -276,71 +174,6 @@ def one_pair(load: str, number: int, arguments: argparse.Namespace) -> list[Run]
             say(f"pair {number + 1}, {load}: {title(run)} {run.rate:,.0f} changes/s")
             runs.append(run)
     return runs
-
-
-def title(run: Run) -> str:
-    return run.system + (f", {run.consumers} consumer{'s' * (run.consumers > 1)}" if run.system == "ours" else "")
-
-
-def report(load: str, pairs: list[list[Run]]) -> dict[str, Any]:
-    """Print the tables of one load; returns its medians."""
-    systems = {title(run): run for run in sorted(pairs[0], key=lambda run: (run.system != "ours", run.consumers))}
-    medians: dict[str, Any] = {}
-    for name in systems:
-        runs = [run for pair in pairs for run in pair if title(run) == name]
-        medians[name] = {
-            "changes": runs[0].changes,
-            "rate": figures.median([run.rate for run in runs]),
-            "to_native": ratio(name, "native", pairs),
-            "to_plain": ratio(name, "plain", pairs),
-            "start_up": figures.median([run.start_up for run in runs]),
-            "rate_with_start_up": figures.median([run.rate_with_start_up for run in runs]),
-            "cpu_per_million": {
-                who: figures.median([sum(run.cpu.get(who, {}).values()) / run.changes * 1e6 for run in runs])
-                for who in ("producer", "consumer", "source", "destination", "Kafka")
-                if who in runs[0].cpu
-            },
-            "memory": {who: max(run.memory[who] for run in runs) for who in runs[0].memory},
-        }
-    output.print_table(
-        f"Catch-up, {load} load, {systems[next(iter(systems))].changes:,} changes: medians of {len(pairs)} pairs",
-        ("", "changes/s", "of native", "of plain", "start-up s", "changes/s with start-up"),
-        [
-            (
-                name,
-                shown(m["rate"]),
-                shown(m["to_native"], ".2f"),
-                shown(m["to_plain"], ".0f"),
-                shown(m["start_up"], ".2f"),
-                shown(m["rate_with_start_up"]),
-            )
-            for name, m in medians.items()
-        ],
-    )
-    output.print_table(
-        "CPU seconds per million changes, and peak memory (of the largest)",
-        ("", "producer", "consumers", "source", "destination", "Kafka", "all", "producer MB", "consumer MB"),
-        [
-            (
-                name,
-                *(
-                    shown(m["cpu_per_million"].get(who), ".1f")
-                    for who in ("producer", "consumer", "source", "destination", "Kafka")
-                ),
-                shown(sum(m["cpu_per_million"].values()), ".1f"),
-                shown(m["memory"].get("producer")),
-                shown(m["memory"].get("consumer")),
-            )
-            for name, m in medians.items()
-        ],
-    )
-    return medians
-
-
-def ratio(name: str, reference: str, pairs: list[list[Run]]) -> float:
-    """The median of a system's rates over the reference's rates of the same pair."""
-    rates = [{title(run): run.rate for run in pair} for pair in pairs]
-    return figures.median([pair[name] / pair[reference] for pair in rates if reference in pair and name in pair])
 
 
 def benchmark() -> None:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import os
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 
 from psycopg2.extensions import connection as Connection
 
+from bench.systems import Scripts
 from stack import servers
-from tests.pipeline import query
+from tests.pipeline import Pipeline, query
 
 TICKS = os.sysconf("SC_CLK_TCK")
 
@@ -73,3 +75,39 @@ def spent(before: dict[str, float], after: dict[str, float]) -> dict[str, float]
     """The difference, kind by kind, without what did nothing."""
     change = {kind: round(seconds - before.get(kind, 0.0), 3) for kind, seconds in sorted(after.items())}
     return {kind: seconds for kind, seconds in change.items() if seconds > 0}
+
+
+@dataclass
+class Meter:
+    """CPU of the servers and scripts from now on."""
+
+    pipeline: Pipeline
+    source: Connection
+    destination: Connection
+    scripts: Scripts  # those that run already
+
+    def __post_init__(self) -> None:
+        self.watchers = {query(c, "SELECT pg_backend_pid()")[0][0] for c in (self.source, self.destination)}
+        self.servers = {"source": postmaster(self.source), "destination": postmaster(self.destination)}
+        self.kafka = kafka_process()
+        self.before = self.read(self.scripts)
+
+    def read(self, scripts: Scripts) -> dict[str, dict[str, float]]:
+        found = {
+            name: server_cpu(process, self.pipeline.name, self.watchers)
+            for name, process in self.servers.items()
+            if process is not None
+        }
+        if self.kafka:
+            found["Kafka"] = {"Kafka": cpu(self.kafka)}
+        for name, group in scripts.items():
+            found[name] = {script.log.name: cpu(script.process.pid) for script in group}
+        return found
+
+    def result(self, scripts: Scripts, start_cpu: dict[str, float]) -> dict[str, dict[str, float]]:
+        """What was spent; for scripts that started meanwhile without what their start costs."""
+        total = {}
+        for name, after in self.read(scripts).items():
+            before = self.before.get(name, dict.fromkeys(after, start_cpu.get(name, 0.0)))
+            total[name] = spent(before, after)
+        return total

@@ -30,63 +30,15 @@ import emp_cdc
 import producer
 from bench import command, marks, output, systems, tables
 from bench.figures import median, shown
+from bench.loads import ALL_PUBLISHED, EXISTING, LOG_ROWS, SCATTERED, TRANSACTION, TRANSACTIONS_SEEN
 from bench.output import say
 from tests.pipeline import ROOT, Pipeline, query, wait_until
 
-TRANSACTION = 1_000  # changes
-SCATTER = 7_368_787  # a prime: k * SCATTER modulo n meets every number below n once before it comes back
 HELD_LIMIT = 1_000_000
 FEWEST = 30_000  # changes: of fewer there is no time from the first to the last
 TIMES = {"nothing": 60, "100 changes": 30, "a full page": 10}  # how often each poll is timed in a round
 # Sent together, so that what is timed is the server's work, not two processes waking each other.
 AT_ONCE = {"nothing": 10, "100 changes": 10, "a full page": 1}
-
-LOG_ROWS = f"""
-CREATE PROCEDURE log_rows(transactions INT) LANGUAGE plpgsql AS $$
-BEGIN
-    FOR t IN 1..transactions LOOP
-        INSERT INTO emp_cdc (emp_id, first_name, last_name, dob, city, salary, action)
-        SELECT t, 'First ' || n, 'Last ' || n, DATE '1970-01-01' + n, 'City ' || n, n, 'UPDATE'
-        FROM generate_series(1, {TRANSACTION}) AS n;
-        COMMIT;
-    END LOOP;
-END
-$$;
-SET synchronous_commit = off
-"""
-ALL_PUBLISHED = """
-UPDATE cdc_position
-SET last_offset = (SELECT max(cdc_id) FROM emp_cdc), snapshot = pg_current_snapshot()
-RETURNING last_offset, snapshot::text
-"""
-
-# Ids at even distances over the whole range, so that every one of them has free neighbours.
-EXISTING = """
-INSERT INTO employees SELECT n * {gap}, 'First ' || n, 'Last ' || n, DATE '1970-01-01' + n % 9999, 'City ' || n, n
-FROM generate_series(0, {rows} - 1) AS n
-"""
-# Per transaction one row that counts it, 499 inserts and 500 updates; k goes on from round to round.
-LOAD = f"""
-CREATE PROCEDURE scattered(first_k BIGINT, size INT, gap INT, transactions INT) LANGUAGE plpgsql AS $$
-BEGIN
-    {marks.FIRST_MARKS};
-    COMMIT;
-    FOR t IN 1..transactions LOOP
-        INSERT INTO employees (emp_id) VALUES (-2000 - t);
-        INSERT INTO employees
-        SELECT k * {SCATTER} % size * gap + 1 + k / size, 'First ' || k, 'Last ' || t, DATE '1970-01-01', 'City', t
-        FROM generate_series(first_k + t * 500, first_k + t * 500 + 498) AS k;
-        UPDATE employees SET salary = t, city = 'Moved in ' || t WHERE emp_id = ANY (ARRAY (
-            SELECT (k * {SCATTER} % size * gap)::int
-            FROM generate_series(first_k + t * 500, first_k + t * 500 + 499) AS k));
-        COMMIT;
-    END LOOP;
-    {marks.LAST_MARKS};
-    COMMIT;
-END
-$$
-"""
-TRANSACTIONS_SEEN = "SELECT count(*) FROM employees WHERE emp_id < -2000"
 
 
 @dataclass
@@ -150,7 +102,7 @@ def poll_rounds(sizes: list[int], rounds: int) -> list[dict[str, dict[str, float
 def grow(pipeline: Pipeline, rows: int) -> None:
     """Put so many rows on both sides, and start the consumer."""
     tables.add_uncaptured(pipeline, EXISTING.format(rows=rows, gap=gap(rows)))
-    query(pipeline.source(), LOAD)
+    query(pipeline.source(), SCATTERED)
     for connection in pipeline.source(), pipeline.destination():
         query(connection, "VACUUM ANALYZE employees")
     query(pipeline.destination(), "VACUUM ANALYZE cdc_applied")

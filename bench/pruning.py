@@ -17,10 +17,11 @@ if not __package__:
     sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from bench import command, output, systems, tables
-from bench.capture import Case, pgbench_program, settle, transactions_per_second
+from bench.capture import settle
 from bench.figures import median, shown
-from bench.growth import ALL_PUBLISHED
+from bench.loads import ALL_PUBLISHED
 from bench.output import say
+from bench.pgbench import Case, pgbench_program, transactions_per_second
 from tests.pipeline import ROOT, Pipeline, query
 
 FILL = """

@@ -23,6 +23,7 @@ from tests.pipeline import ROOT, Pipeline, Script, administer, client_settings, 
 BARE = (ROOT / "bench" / "bare.sql").read_text(encoding="utf-8")
 EMPLOYEES = BARE[BARE.index("CREATE TABLE employees") : BARE.index("CREATE TABLE emp_cdc")]
 NAME = "cdc_bench_"  # of every database, topic, slot and subscription: cdc_bench_<pid>_<what>
+Scripts = dict[str, list[Script]]  # by name: producer, consumer
 ADMIN = {**client_settings(), "log_level": 3}
 
 
