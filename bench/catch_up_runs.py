@@ -5,88 +5,135 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-from bench import figures, output
-from bench.figures import shown
+from bench.figures import median, median_pair, text
+from bench.output import print_table
+
+PROCESSES = {
+    "producer": "producer",
+    "consumer": "consumers",
+    "source": "source",
+    "destination": "destination",
+    "Kafka": "Kafka",
+}
+
+Medians = dict[str, dict[str, Any]]  # by system
 
 
 @dataclass
 class Run:
-    """One system carrying one load."""
+    """One system that carried one load."""
 
     system: str
     load: str
     changes: int
     consumers: int
     seconds: float  # from the first to the last row visible
-    rate: float  # changes per second in that time, without the changes that came with the first row
+    rate: float  # changes per second in that time, without those that came with the first row
     start_up: float  # seconds from the start of the processes to the first row visible
     rate_with_start_up: float
     began: float  # time.time() at the start of the processes
-    published: float | None = None  # seconds until the last page was published: does that overlap with applying?
-    cpu: dict[str, dict[str, float]] = field(default_factory=dict)  # seconds, without the start of the scripts
+    published: float | None = None  # seconds until the last page was published
+    cpu: dict[str, dict[str, float]] = field(default_factory=dict)  # seconds, without the scripts' start
     memory: dict[str, float] = field(default_factory=dict)  # MB at its peak
 
+    @property
+    def title(self) -> str:
+        if self.system != "ours":
+            return self.system
+        return f"ours, {self.consumers} consumer{'s' * (self.consumers > 1)}"
 
-def title(run: Run) -> str:
-    return run.system + (f", {run.consumers} consumer{'s' * (run.consumers > 1)}" if run.system == "ours" else "")
+
+Pair = dict[str, Run]  # each system's run, by title
 
 
-def report(load: str, pairs: list[list[Run]]) -> dict[str, Any]:
-    """Print the tables of one load; returns its medians."""
-    systems = {title(run): run for run in sorted(pairs[0], key=lambda run: (run.system != "ours", run.consumers))}
-    medians: dict[str, Any] = {}
-    for name in systems:
-        runs = [run for pair in pairs for run in pair if title(run) == name]
-        medians[name] = {
-            "changes": runs[0].changes,
-            "rate": figures.median([run.rate for run in runs]),
-            "to_native": ratio(name, "native", pairs),
-            "to_plain": ratio(name, "plain", pairs),
-            "start_up": figures.median([run.start_up for run in runs]),
-            "rate_with_start_up": figures.median([run.rate_with_start_up for run in runs]),
-            "cpu_per_million": {
-                who: figures.median([sum(run.cpu.get(who, {}).values()) / run.changes * 1e6 for run in runs])
-                for who in ("producer", "consumer", "source", "destination", "Kafka")
-                if who in runs[0].cpu
-            },
-            "memory": {who: max(run.memory[who] for run in runs) for who in runs[0].memory},
-        }
-    output.print_table(
-        f"Catch-up, {load} load, {systems[next(iter(systems))].changes:,} changes: medians of {len(pairs)} pairs",
-        ("", "changes/s", "of native", "of plain", "start-up s", "changes/s with start-up"),
-        [
-            (
-                name,
-                shown(m["rate"]),
-                shown(m["to_native"], ".2f"),
-                shown(m["to_plain"], ".0f"),
-                shown(m["start_up"], ".2f"),
-                shown(m["rate_with_start_up"]),
-            )
-            for name, m in medians.items()
-        ],
-    )
-    output.print_table(
-        "CPU seconds per million changes, and peak memory (of the largest)",
-        ("", "producer", "consumers", "source", "destination", "Kafka", "all", "producer MB", "consumer MB"),
-        [
-            (
-                name,
-                *(
-                    shown(m["cpu_per_million"].get(who), ".1f")
-                    for who in ("producer", "consumer", "source", "destination", "Kafka")
-                ),
-                shown(sum(m["cpu_per_million"].values()), ".1f"),
-                shown(m["memory"].get("producer")),
-                shown(m["memory"].get("consumer")),
-            )
-            for name, m in medians.items()
-        ],
-    )
+def report(load: str, pairs: list[Pair]) -> Medians:
+    """Print the tables of a load, and return their figures."""
+    order = sorted(pairs[0].values(), key=lambda run: (run.system != "ours", run.consumers))
+    medians = {run.title: summary(run.title, pairs) for run in order}
+    print_rates(load, order[0].changes, len(pairs), medians)
+    print_costs(medians)
     return medians
 
 
-def ratio(name: str, reference: str, pairs: list[list[Run]]) -> float:
-    """The median of a system's rates over the reference's rates of the same pair."""
-    rates = [{title(run): run.rate for run in pair} for pair in pairs]
-    return figures.median([pair[name] / pair[reference] for pair in rates if reference in pair and name in pair])
+def summary(title: str, pairs: list[Pair]) -> dict[str, Any]:
+    """Return the figures of one system over all pairs."""
+    runs = [pair[title] for pair in pairs]
+    middle = middle_pair(title, pairs)
+    return {
+        "changes": runs[0].changes,
+        "of_native": ratio(title, "native", pairs),
+        "of_native_in_each_pair": ratios(title, "native", pairs),
+        "rate": middle[title].rate,
+        "native_rate": middle["native"].rate if "native" in middle else None,
+        "of_plain": ratio(title, "plain", pairs),
+        "start_up": middle[title].start_up,
+        "rate_with_start_up": middle[title].rate_with_start_up,
+        "cpu_per_million": {
+            process: median([sum(run.cpu[process].values()) / run.changes * 1e6 for run in runs])
+            for process in PROCESSES
+            if process in runs[0].cpu
+        },
+        "memory": {process: max(run.memory[process] for run in runs) for process in runs[0].memory},
+    }
+
+
+def middle_pair(title: str, pairs: list[Pair]) -> Pair:
+    """Return the pair with the system's median ratio to native.
+
+    Without native it is the pair with the median rate.
+    """
+
+    def key(pair: Pair) -> tuple[float, float]:
+        return pair[title].rate / pair["native"].rate if "native" in pair else 0.0, pair[title].rate
+
+    return sorted(pairs, key=key)[(len(pairs) - 1) // 2]
+
+
+def ratios(title: str, reference: str, pairs: list[Pair]) -> list[float]:
+    return [pair[title].rate / pair[reference].rate for pair in pairs if reference in pair]
+
+
+def ratio(title: str, reference: str, pairs: list[Pair]) -> float | None:
+    """Return the median of the ratios to the reference, each within its pair."""
+    rates = [(pair[title].rate, pair[reference].rate) for pair in pairs if reference in pair]
+    if not rates:
+        return None
+    rate, reference_rate = median_pair(rates)
+    return rate / reference_rate
+
+
+def print_rates(load: str, changes: int, pairs: int, medians: Medians) -> None:
+    print_table(
+        f"Catch-up, {load} load, {changes:,} changes: ratios are medians of {pairs} pairs, rates those of that pair",
+        ("", "of native", "changes/s", "native's", "of plain", "start-up s", "changes/s with start-up"),
+        [
+            (
+                title,
+                text(values["of_native"], ".2f"),
+                text(values["rate"]),
+                text(values["native_rate"]),
+                text(values["of_plain"], ".0f"),
+                text(values["start_up"], ".2f"),
+                text(values["rate_with_start_up"]),
+            )
+            for title, values in medians.items()
+            if title != "native" or len(medians) == 1
+        ],
+    )
+
+
+def print_costs(medians: Medians) -> None:
+    print_table(
+        "CPU seconds per million changes, and peak memory (of the largest)",
+        ("", *PROCESSES.values(), "all", "producer MB", "consumer MB"),
+        [
+            (
+                title,
+                *(text(values["cpu_per_million"].get(process), ".1f") for process in PROCESSES),
+                text(sum(values["cpu_per_million"].values()), ".1f"),
+                text(values["memory"].get("producer")),
+                text(values["memory"].get("consumer")),
+            )
+            for title, values in medians.items()
+        ],
+    )

@@ -1,33 +1,47 @@
-"""A benchmark as a program: its options, its end."""
+"""A benchmark as a program: its options, and how it ends."""
 
 from __future__ import annotations
 
 import argparse
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from pathlib import Path
 
 import psycopg2
+from confluent_kafka import KafkaException
 
 import cli
 from bench.systems import remove_leftovers
 
 
 def parser(doc: str | None) -> argparse.ArgumentParser:
-    made = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
-    made.add_argument(
-        "--quick", action="store_true", help="one short round: shows that it works, its figures are noise"
+    result = argparse.ArgumentParser(
+        prog=f"python -m bench.{Path(sys.argv[0]).stem}",
+        description=doc,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    return made
+    result.add_argument(
+        "--quick", action="store_true", help="one short round, to see that it works; its figures are noise"
+    )
+    return result
 
 
 def numbers(text: str) -> list[int]:
-    """An argument such as 1,4,16 or 10_000,1_000_000."""
+    """Read an argument such as 1,4,16 or 10_000,1_000_000."""
     return [int(part) for part in text.split(",") if part]
 
 
-def names(text: str) -> list[str]:
-    return [part for part in text.split(",") if part]
+def names(known: Iterable[str]) -> Callable[[str], list[str]]:
+    """Return a function that reads an argument such as mixed,hot."""
+
+    def read(text: str) -> list[str]:
+        result = [part for part in text.split(",") if part]
+        if not result or not set(result) <= set(known):
+            raise argparse.ArgumentTypeError(f"give one or more of {','.join(known)}")
+        return result
+
+    return read
 
 
 def main(benchmark: Callable[[], None]) -> None:
@@ -37,7 +51,10 @@ def main(benchmark: Callable[[], None]) -> None:
         remove_leftovers()
         benchmark()
     except psycopg2.OperationalError as error:
-        cli.fail(f"{str(error).strip()}{'' if error.pgcode else '; are the servers up? `make up` starts them'}")
+        advice = "" if error.pgcode else " Are the servers up? `make up` starts them."
+        cli.fail(" ".join(str(error).split()) + advice)
+    except KafkaException as error:
+        cli.fail(f"Kafka: {error.args[0].str()}. Is it up? `make up` starts it.")
     except AssertionError as error:
         cli.fail(f"FAILED: {error}")
     except KeyboardInterrupt:

@@ -1,4 +1,7 @@
-"""CPU seconds of processes, from /proc; where there is none (macOS, servers in containers) they stay unknown."""
+"""CPU seconds of processes, from /proc.
+
+Without it (macOS, servers in containers) they stay unknown.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +20,7 @@ TICKS = os.sysconf("SC_CLK_TCK")
 
 
 def cpu(process: int) -> float:
-    """CPU seconds of a process so far."""
+    """Return a process's CPU seconds so far."""
     try:
         fields = Path(f"/proc/{process}/stat").read_text(encoding="ascii", errors="replace").rpartition(")")[2].split()
     except (FileNotFoundError, ProcessLookupError):
@@ -26,7 +29,10 @@ def cpu(process: int) -> float:
 
 
 def fine_cpu(process: int) -> float:
-    """CPU seconds of a process's living threads, to the nanosecond: cpu() counts in hundredths of a second."""
+    """Return the CPU seconds of a process's living threads, to the nanosecond.
+
+    cpu() counts in hundredths of a second.
+    """
     total = 0
     for file in Path(f"/proc/{process}/task").glob("*/schedstat"):
         with suppress(FileNotFoundError, ProcessLookupError):
@@ -39,7 +45,7 @@ def kafka_process() -> int | None:
 
 
 def postmaster(connection: Connection) -> int | None:
-    """The server's first process, the parent of all others, if it runs on this machine."""
+    """Return the server's first process, parent of all others, if it runs here."""
     backend = Path(f"/proc/{query(connection, 'SELECT pg_backend_pid()')[0][0]}")
     with suppress(FileNotFoundError):
         if (backend / "comm").read_text().startswith("postgres"):
@@ -47,39 +53,42 @@ def postmaster(connection: Connection) -> int | None:
     return None
 
 
-def server_cpu(parent: int, ours: str, watchers: set[int]) -> dict[str, float]:
-    """CPU seconds of a PostgreSQL server's living processes so far, by kind; without the backends of other databases
-    than ours (a name's beginning) and without those that watch."""
-    found: dict[str, float] = {}
+def server_cpu(parent: int, database: str, watchers: set[int]) -> dict[str, float]:
+    """Return the CPU seconds of a PostgreSQL server's living processes, by kind.
+
+    Left out are the backends of databases whose name does not begin with `database`,
+    and those of the watchers.
+    """
+    seconds: dict[str, float] = {}
     for line in Path(f"/proc/{parent}/task/{parent}/children").read_text().split():
-        title = _title(int(line))
+        title = process_title(int(line))
         kind = next(
             (kind for kind in ("walsender", "apply worker", "launcher") if kind in title), title.partition(": ")[2]
         )
         if "127.0.0.1(" in title or "[local]" in title or "::1(" in title:
             if kind != "walsender":
                 kind = "backend"
-            if ours not in title or int(line) in watchers:
+            if database not in title or int(line) in watchers:
                 continue
-        found[kind] = found.get(kind, 0.0) + cpu(int(line))
-    return found
+        seconds[kind] = seconds.get(kind, 0.0) + cpu(int(line))
+    return seconds
 
 
-def _title(process: int) -> str:
+def process_title(process: int) -> str:
     with suppress(FileNotFoundError, ProcessLookupError):
         return Path(f"/proc/{process}/cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace").strip()
     return ""
 
 
-def spent(before: dict[str, float], after: dict[str, float]) -> dict[str, float]:
-    """The difference, kind by kind, without what did nothing."""
+def difference(before: dict[str, float], after: dict[str, float]) -> dict[str, float]:
+    """Return what each kind spent, without the kinds that spent nothing."""
     change = {kind: round(seconds - before.get(kind, 0.0), 3) for kind, seconds in sorted(after.items())}
     return {kind: seconds for kind, seconds in change.items() if seconds > 0}
 
 
 @dataclass
 class Meter:
-    """CPU of the servers and scripts from now on."""
+    """The CPU that servers and scripts spend from now on."""
 
     pipeline: Pipeline
     source: Connection
@@ -93,21 +102,25 @@ class Meter:
         self.before = self.read(self.scripts)
 
     def read(self, scripts: Scripts) -> dict[str, dict[str, float]]:
-        found = {
+        """Return the CPU seconds so far: of each server, by kind; of each script."""
+        seconds = {
             name: server_cpu(process, self.pipeline.name, self.watchers)
             for name, process in self.servers.items()
             if process is not None
         }
         if self.kafka:
-            found["Kafka"] = {"Kafka": cpu(self.kafka)}
+            seconds["Kafka"] = {"Kafka": cpu(self.kafka)}
         for name, group in scripts.items():
-            found[name] = {script.log.name: cpu(script.process.pid) for script in group}
-        return found
+            seconds[name] = {script.log.name: cpu(script.process.pid) for script in group}
+        return seconds
 
     def result(self, scripts: Scripts, start_cpu: dict[str, float]) -> dict[str, dict[str, float]]:
-        """What was spent; for scripts that started meanwhile without what their start costs."""
+        """Return what was spent.
+
+        start_cpu: what a script's start costs, taken off those that started meanwhile.
+        """
         total = {}
         for name, after in self.read(scripts).items():
             before = self.before.get(name, dict.fromkeys(after, start_cpu.get(name, 0.0)))
-            total[name] = spent(before, after)
+            total[name] = difference(before, after)
         return total

@@ -1,4 +1,4 @@
-"""Figures made of figures."""
+"""Medians, percentiles and ratios, and how they are printed."""
 
 from __future__ import annotations
 
@@ -11,10 +11,20 @@ def median(values: Sequence[float]) -> float:
 
 
 def percentile(values: Sequence[float], part: float) -> float:
-    """The smallest value that at least this part of the values does not exceed."""
+    """Return the smallest value that this part of the values does not exceed."""
     ordered = sorted(values)
     return ordered[min(len(ordered) - 1, int(part * len(ordered)))] if ordered else float("nan")
 
 
-def shown(value: float | None, form: str = ",.0f") -> str:
+def median_pair(pairs: Sequence[tuple[float, float]]) -> tuple[float, float]:
+    """Return the pair with the median ratio, of an even number the lower one.
+
+    A ratio is printed with the two figures that give it. The median of each figure
+    would give another ratio than the median of the ratios.
+    """
+    return sorted(pairs, key=lambda pair: pair[0] / pair[1])[(len(pairs) - 1) // 2]
+
+
+def text(value: float | None, form: str = ",.0f") -> str:
+    """Return the figure as it is printed; a dash for none."""
     return "–" if value is None or value != value else format(value, form)

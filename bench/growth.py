@@ -1,14 +1,15 @@
-"""How cost grows: the time of a poll with the log's size, the apply rate with the destination's.
+"""How cost grows: of a poll with the log, of applying with the destination.
 
-    python bench/growth.py
-    python bench/growth.py --log 10_000,1_000_000,10_000_000 --destination 10_000,1_000_000,10_000_000
+    python -m bench.growth
+    python -m bench.growth --log 10_000,10_000_000 --destination 10_000,10_000_000
 
-A poll is producer.py's own statement over a log of so many published rows: one that finds nothing, one that finds 100
-changes, one that finds a full page; and "held" is the largest log up to a million rows, all written and published
-while one transaction that has changed a row stays open. The apply rate is measured through producer and consumer, as
-in catch_up.py: half the changes insert rows, half update, both scattered over the whole table, so that every change
-meets another block. The sizes take turns; ratios are to the smallest size in the same round. In the end both tables
-are compared.
+A poll is producer.py's own statement over a log of so many published rows. One finds
+nothing, one 100 changes, one a full page. "Held" is the largest log up to a million
+rows, all written and published while one transaction that has changed a row stays open.
+The apply rate is measured through producer and consumer, as in catch_up.py. Half the
+changes insert rows, half update them, both scattered over the whole table, so that
+every change meets another block. The sizes take turns. In the end both tables are
+compared.
 """
 
 from __future__ import annotations
@@ -19,7 +20,6 @@ import time
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from psycopg2.extensions import connection as Connection
 
@@ -29,15 +29,16 @@ if not __package__:
 import emp_cdc
 import producer
 from bench import command, marks, output, systems, tables
-from bench.figures import median, shown
+from bench.figures import median, median_pair, text
 from bench.loads import ALL_PUBLISHED, EXISTING, LOG_ROWS, SCATTERED, TRANSACTION, TRANSACTIONS_SEEN
-from bench.output import say
+from bench.output import print_table, say
 from tests.pipeline import ROOT, Pipeline, query, wait_until
 
 HELD_LIMIT = 1_000_000
-FEWEST = 30_000  # changes: of fewer there is no time from the first to the last
-TIMES = {"nothing": 60, "100 changes": 30, "a full page": 10}  # how often each poll is timed in a round
-# Sent together, so that what is timed is the server's work, not two processes waking each other.
+FEWEST = 30_000  # changes; fewer arrive in one transaction, and take no time
+TIMES = {"nothing": 60, "100 changes": 30, "a full page": 10}  # that each poll is timed in a round
+# Polls sent together, so that what is timed is the server's work and not two processes
+# that wake each other.
 AT_ONCE = {"nothing": 10, "100 changes": 10, "a full page": 1}
 
 
@@ -51,10 +52,12 @@ class Log:
 
 
 def fill_log(pipeline: Pipeline, rows: int, held: bool) -> Log:
-    """Return a published log of so many rows; held: while a transaction that has changed a row stays open."""
+    """Return a published log of so many rows.
+
+    held: a transaction that has changed a row stays open meanwhile.
+    """
     if held:
-        open_ended = pipeline.source()
-        query(open_ended, "BEGIN; INSERT INTO employees (city) VALUES ('not yet committed')")
+        query(pipeline.source(), "BEGIN; INSERT INTO employees (city) VALUES ('not yet committed')")
     source = pipeline.source()
     query(source, LOG_ROWS)
     query(source, f"CALL log_rows({rows // TRANSACTION})")
@@ -69,29 +72,29 @@ def one_poll(log: Log, what: str, back: int, page: int) -> float:
     values = {"last_offset": log.last_offset - back, "snapshot": log.snapshot, "page_size": page}
     started = time.perf_counter()
     rows = query(log.source, ";".join([emp_cdc.POLL] * AT_ONCE[what]), values)
-    taken = time.perf_counter() - started
+    seconds = time.perf_counter() - started
     assert len(rows) == 1 + back, f"{len(rows)} rows instead of {1 + back}, with the snapshot's"
-    return 1000 * taken / AT_ONCE[what]
+    return 1000 * seconds / AT_ONCE[what]
 
 
 def poll_milliseconds(logs: dict[str, Log], page: int) -> dict[str, dict[str, float]]:
-    """The median time of each kind of poll of each log; they take turns poll by poll."""
-    found: dict[str, dict[str, float]] = {name: {} for name in logs}
+    """Return the median time of each kind of poll of each log; the logs take turns."""
+    medians: dict[str, dict[str, float]] = {name: {} for name in logs}
     for (what, times), back in zip(TIMES.items(), (0, 100, page), strict=True):
-        taken = [{name: one_poll(log, what, back, page) for name, log in logs.items()} for _ in range(times)]
+        polls = [{name: one_poll(log, what, back, page) for name, log in logs.items()} for _ in range(times)]
         for name in logs:
-            found[name][what] = median([one[name] for one in taken])
-    return found
+            medians[name][what] = median([poll[name] for poll in polls])
+    return medians
 
 
 def poll_rounds(sizes: list[int], rounds: int) -> list[dict[str, dict[str, float]]]:
     with ExitStack() as stack:
         logs = {}
         for size in sizes:
-            logs[f"{size:,} rows"] = fill_log(stack.enter_context(systems.product(f"log_{size}")), size, False)
+            logs[f"{size:,} rows"] = fill_log(stack.enter_context(systems.our_pipeline(f"log_{size}")), size, False)
             say(f"log of {size:,} rows is there")
         held = min(max(sizes), HELD_LIMIT)
-        pipeline = stack.enter_context(systems.product("log_held"))
+        pipeline = stack.enter_context(systems.our_pipeline("log_held"))
         logs[f"{held:,} rows, held"] = fill_log(pipeline, held, True)
         say(f"log of {held:,} rows with an open transaction is there")
         page = min(producer.PAGE, *sizes)
@@ -115,7 +118,7 @@ def gap(rows: int) -> int:
 
 
 def apply_rate(pipeline: Pipeline, rows: int, number: int, transactions: int) -> float:
-    """Changes per second from the first to the last row of a load over so many rows."""
+    """Return the changes per second from the first to the last row of a load."""
     source, destination = pipeline.source(), pipeline.destination()
     first_k = number * (transactions + 1) * 500
     query(source, f"CALL scattered({first_k}, {rows}, {gap(rows)}, {transactions})")
@@ -132,7 +135,7 @@ def apply_rate(pipeline: Pipeline, rows: int, number: int, transactions: int) ->
 
 def apply_rounds(sizes: list[int], rounds: int, changes: int) -> list[dict[str, float]]:
     with ExitStack() as stack:
-        pipelines = {size: stack.enter_context(systems.product(f"destination_{size}")) for size in sizes}
+        pipelines = {size: stack.enter_context(systems.our_pipeline(f"destination_{size}")) for size in sizes}
         for size, pipeline in pipelines.items():
             grow(pipeline, size)
             say(f"destination of {size:,} rows is there")
@@ -145,51 +148,44 @@ def apply_rounds(sizes: list[int], rounds: int, changes: int) -> list[dict[str, 
         ]
 
 
-def report_polls(rounds: list[dict[str, dict[str, float]]]) -> dict[str, Any]:
-    smallest = next(iter(rounds[0]))
-    found = {
-        name: {
-            "milliseconds": {what: median([one[name][what] for one in rounds]) for what in TIMES},
-            "of_smallest": {what: median([one[name][what] / one[smallest][what] for one in rounds]) for what in TIMES},
-        }
-        for name in rounds[0]
-    }
-    output.print_table(
+def report_polls(rounds: list[dict[str, dict[str, float]]]) -> dict[str, dict[str, float]]:
+    """Print a table of the polls; its ratios are those of the figures in it."""
+    figures = {name: {what: median([one[name][what] for one in rounds]) for what in TIMES} for name in rounds[0]}
+    smallest = next(iter(figures.values()))
+    print_table(
         f"One poll, milliseconds and beside the smallest log: medians of {len(rounds)} rounds",
-        ("log", *(text for what in TIMES for text in (f"finds {what}", "ratio"))),
+        ("log", *(column for what in TIMES for column in (f"finds {what}", "ratio"))),
         [
             (
                 name,
                 *(
-                    text
-                    for what in TIMES
-                    for text in (
-                        shown(values["milliseconds"][what], ",.2f"),
-                        shown(values["of_smallest"][what], ".2f"),
-                    )
+                    cell
+                    for what, value in values.items()
+                    for cell in (text(value, ",.3f"), text(value / smallest[what], ".2f"))
                 ),
             )
-            for name, values in found.items()
+            for name, values in figures.items()
         ],
     )
-    return found
+    return figures
 
 
-def report_applies(rounds: list[dict[str, float]], changes: int) -> dict[str, Any]:
+def report_applies(rounds: list[dict[str, float]], changes: int) -> dict[str, dict[str, float]]:
+    """Print a table of the rates, each beside the smallest's in the same round."""
     smallest = next(iter(rounds[0]))
-    found = {
-        name: {
-            "rate": median([one[name] for one in rounds]),
-            "of_smallest": median([one[name] / one[smallest] for one in rounds]),
-        }
-        for name in rounds[0]
-    }
-    output.print_table(
-        f"Applying {changes:,} scattered changes: medians of {len(rounds)} rounds",
-        ("destination", "changes/s", "of the smallest"),
-        [(name, shown(values["rate"]), shown(values["of_smallest"], ".2f")) for name, values in found.items()],
+    figures = {}
+    for name in rounds[0]:
+        rate, smallest_rate = median_pair([(one[name], one[smallest]) for one in rounds])
+        figures[name] = {"rate": rate, "smallest_rate": smallest_rate, "of_smallest": rate / smallest_rate}
+    print_table(
+        f"Applying {changes:,} scattered changes: the round with the median ratio of {len(rounds)}",
+        ("destination", "of the smallest", "changes/s", "the smallest's"),
+        [
+            (name, text(values["of_smallest"], ".2f"), text(values["rate"]), text(values["smallest_rate"]))
+            for name, values in figures.items()
+        ],
     )
-    return found
+    return figures
 
 
 def benchmark() -> None:
@@ -201,15 +197,15 @@ def benchmark() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     arguments = parser.parse_args()
     if arguments.changes < FEWEST:
-        parser.error(f"--changes: at least {FEWEST:,}, fewer arrive in one transaction")
+        parser.error(f"--changes: give {FEWEST:,} or more, fewer arrive in one transaction")
     if arguments.quick:
         arguments.log, arguments.destination = [10_000, 100_000], [10_000, 100_000]
         arguments.changes, arguments.rounds = FEWEST, 1
     polls = poll_rounds(sorted(arguments.log), arguments.rounds)
-    found = {"polls": report_polls(polls), "applies": {}}
+    poll_figures = report_polls(polls)
     applies = apply_rounds(sorted(arguments.destination), arguments.rounds, arguments.changes)
-    found["applies"] = report_applies(applies, arguments.changes)
-    output.write("growth", {"polls": polls, "applies": applies, "medians": found})
+    figures = {"polls": poll_figures, "applies": report_applies(applies, arguments.changes)}
+    output.write("growth", {"polls": polls, "applies": applies, "medians": figures})
 
 
 if __name__ == "__main__":

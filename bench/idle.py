@@ -1,12 +1,13 @@
-"""What the pipeline costs when there is nothing to do: CPU and statements per second of producer and consumer.
+"""What the pipeline costs when there is nothing to do: CPU and statements.
 
-    python bench/idle.py
-    python bench/idle.py --seconds 60
+    python -m bench.idle
+    python -m bench.idle --seconds 60
 
-CPU is what the kernel counted for the threads of both scripts, in percent of one core. Statements are the transactions
-that PostgreSQL counted in the databases of the pipeline (every idle statement is one), ours not included. The servers'
-CPU is that of the scripts' own connections and of Kafka as a whole, which is not idle by itself: its share without
-producer and consumer is measured first.
+CPU is what the kernel counted for the threads of both scripts, in percent of one core.
+Statements are the transactions that PostgreSQL counted in the pipeline's databases,
+ours not included; every idle statement is one. The servers' CPU is that of the scripts'
+own connections. Kafka is never idle: its share without producer and consumer is
+measured first.
 """
 
 from __future__ import annotations
@@ -23,12 +24,12 @@ if not __package__:
     sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from bench import command, cpu, output, systems, tables
-from bench.figures import shown
+from bench.figures import text
 from bench.output import say
 from tests.pipeline import ROOT, Pipeline, query
 
-SETTLING = 3  # seconds after the first change before the count begins
-# Flushed at once: otherwise the count of our own looks would come at any time.
+SETTLING = 3  # seconds from the first change to the beginning of the count
+# Flushed at once: otherwise our own statements would be counted at any time.
 TRANSACTIONS = """
 SELECT pg_stat_clear_snapshot(), pg_stat_force_next_flush(), pg_stat_get_db_xact_commit(oid)
     + pg_stat_get_db_xact_rollback(oid)
@@ -49,7 +50,7 @@ def backends_cpu(connection: Connection) -> float:
 
 
 def idle(pipeline: Pipeline, seconds: float) -> dict[str, Any]:
-    """Watch an idle pipeline for so many seconds; CPU in percent of a core."""
+    """Watch an idle pipeline for so many seconds; return CPU in percent of a core."""
     kafka = cpu.kafka_process()
     kafka_alone = kafka_percent(kafka, seconds / 4)
     scripts = {name: pipeline.start(f"{name}.py") for name in ("consumer", "producer")}
@@ -61,11 +62,11 @@ def idle(pipeline: Pipeline, seconds: float) -> dict[str, Any]:
     databases = {"source": pipeline.source(), "destination": pipeline.destination()}
 
     def read() -> dict[str, float]:
-        found = {name: cpu.fine_cpu(script.process.pid) for name, script in scripts.items()}
-        found |= {f"{name} backend": backends_cpu(connection) for name, connection in databases.items()}
-        found |= {"kafka": cpu.cpu(kafka)} if kafka else {}
-        found |= {f"{name} transactions": transactions(connection) for name, connection in databases.items()}
-        return found
+        counts = {name: cpu.fine_cpu(script.process.pid) for name, script in scripts.items()}
+        counts |= {f"{name} backend": backends_cpu(connection) for name, connection in databases.items()}
+        counts |= {"kafka": cpu.cpu(kafka)} if kafka else {}
+        counts |= {f"{name} transactions": transactions(connection) for name, connection in databases.items()}
+        return counts
 
     read()
     time.sleep(SETTLING)
@@ -93,18 +94,18 @@ def kafka_percent(kafka: int | None, seconds: float) -> float:
     return 100 * (cpu.cpu(kafka) - before) / seconds
 
 
-def report(found: dict[str, Any]) -> None:
-    percent, statements = found["cpu_percent"], found["statements_per_second"]
+def report(figures: dict[str, Any]) -> None:
+    percent, statements = figures["cpu_percent"], figures["statements_per_second"]
     rows = [
-        ("producer", shown(percent["producer"], ".2f"), shown(statements["source"], ".1f")),
-        ("consumer", shown(percent["consumer"], ".2f"), shown(statements["destination"], ".1f")),
-        ("both scripts", shown(found["both_scripts_percent"], ".2f"), shown(sum(statements.values()), ".1f")),
-        ("source, the producer's connection", shown(percent["source backend"], ".2f"), ""),
-        ("destination, the consumer's connection", shown(percent["destination backend"], ".2f"), ""),
-        ("Kafka with them", shown(percent.get("kafka"), ".1f"), ""),
-        ("Kafka without them", shown(found["kafka_alone_percent"], ".1f"), ""),
+        ("producer", text(percent["producer"], ".2f"), text(statements["source"], ".1f")),
+        ("consumer", text(percent["consumer"], ".2f"), text(statements["destination"], ".1f")),
+        ("both scripts", text(figures["both_scripts_percent"], ".2f"), text(sum(statements.values()), ".1f")),
+        ("source, the producer's connection", text(percent["source backend"], ".2f"), ""),
+        ("destination, the consumer's connection", text(percent["destination backend"], ".2f"), ""),
+        ("Kafka with them", text(percent.get("kafka"), ".1f"), ""),
+        ("Kafka without them", text(figures["kafka_alone_percent"], ".1f"), ""),
     ]
-    output.print_table(f"Nothing to do for {found['seconds']:.0f} s", ("", "CPU, % of a core", "statements/s"), rows)
+    output.print_table(f"Nothing to do for {figures['seconds']:.0f} s", ("", "CPU, % of a core", "statements/s"), rows)
 
 
 def benchmark() -> None:
@@ -113,11 +114,11 @@ def benchmark() -> None:
     arguments = parser.parse_args()
     if arguments.quick:
         arguments.seconds = 5.0
-    with systems.product("idle") as pipeline:
+    with systems.our_pipeline("idle") as pipeline:
         say("watching an idle pipeline")
-        found = idle(pipeline, arguments.seconds)
-    report(found)
-    output.write("idle", found)
+        figures = idle(pipeline, arguments.seconds)
+    report(figures)
+    output.write("idle", figures)
 
 
 if __name__ == "__main__":

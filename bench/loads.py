@@ -5,11 +5,12 @@ from __future__ import annotations
 from bench import marks
 
 TRANSACTION = 1_000  # changes
-HOT = 10_000  # rows that the hot load finds on both sides
-SCATTER = 7_368_787  # a prime: k * SCATTER modulo n meets every number below n once before it comes back
+HOT = 10_000  # rows that are on both sides before the hot load
+SCATTER = 7_368_787  # a prime: k * SCATTER modulo n meets each number below n before it repeats one
 
-# In transaction t of the mixed load 600 rows come in, 300 of any earlier transaction change, and 100 go that came in
-# with transaction t/2. Deterministic, so that every system has the same to carry.
+# Transaction t of the mixed load inserts 600 rows, updates 300 of any earlier
+# transaction, and deletes 100 that transaction t/2 inserted. No random numbers: every
+# system carries the same changes.
 LOADS = f"""
 CREATE PROCEDURE mixed(transactions INT) LANGUAGE plpgsql AS $$
 BEGIN
@@ -46,7 +47,7 @@ BEGIN
 END
 $$;
 """
-ROWS_PER_TRANSACTION = {"mixed": 500, "hot": 100}  # that a load leaves behind
+ROWS_PER_TRANSACTION = {"mixed": 500, "hot": 100}  # that are left at the end of a load
 COUNT = "SELECT count(*) FROM employees"
 HOT_ROWS = f"""
 INSERT INTO employees SELECT n, 'First ' || n, 'Last ' || n, DATE '1970-01-01' + n % 9999, 'City ' || n, n
@@ -71,12 +72,13 @@ SET last_offset = (SELECT max(cdc_id) FROM emp_cdc), snapshot = pg_current_snaps
 RETURNING last_offset, snapshot::text
 """
 
-# Ids at even distances over the whole range, so that every one of them has free neighbours.
+# Ids at even distances over the whole range: each has free neighbours.
 EXISTING = """
 INSERT INTO employees SELECT n * {gap}, 'First ' || n, 'Last ' || n, DATE '1970-01-01' + n % 9999, 'City ' || n, n
 FROM generate_series(0, {rows} - 1) AS n
 """
-# Per transaction one row that counts it, 499 inserts and 500 updates; k goes on from round to round.
+# Each transaction: a row that counts it, 499 inserts and 500 updates. k goes on from
+# round to round.
 SCATTERED = f"""
 CREATE PROCEDURE scattered(first_k BIGINT, size INT, gap INT, transactions INT) LANGUAGE plpgsql AS $$
 BEGIN

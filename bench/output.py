@@ -45,16 +45,17 @@ def write(name: str, results: Any) -> None:
             about[database] = query(connection, "SHOW server_version")[0][0]
     RESULTS.mkdir(exist_ok=True)
     file = RESULTS / f"{name}.json"
-    file.write_text(json.dumps(_plain({"about": about, name: results}), indent=1) + "\n", encoding="utf-8")
+    content = for_json({"about": about, name: results})
+    file.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
     say(f"all figures in {file.relative_to(ROOT)}")
 
 
-def _plain(value: Any) -> Any:
-    """The same for JSON: NaN is not JSON, and digits that mean nothing go."""
+def for_json(value: Any) -> Any:
+    """Return the value with null for NaN, which JSON lacks, and six digits a figure."""
     if isinstance(value, dict):
-        return {key: _plain(part) for key, part in value.items()}
+        return {key: for_json(part) for key, part in value.items()}
     if isinstance(value, list):
-        return [_plain(part) for part in value]
+        return [for_json(part) for part in value]
     if isinstance(value, float):
         return None if value != value else float(f"{value:.6g}") if abs(value) < 1e9 else value
     return value

@@ -1,7 +1,8 @@
-"""Writers on the source, by pgbench."""
+"""Writers on the source: pgbench with one change per transaction."""
 
 from __future__ import annotations
 
+import functools
 import os
 import re
 import shutil
@@ -16,7 +17,7 @@ import cli
 from bench.output import say
 from tests.pipeline import Pipeline
 
-ROWS = 100_000  # that are there to be updated
+ROWS = 100_000  # to be updated
 STATEMENT_ROWS = 100_000
 SCRIPTS = {
     "INSERT": """
@@ -32,6 +33,8 @@ UPDATE employees SET salary = salary + 1 WHERE emp_id = :id;
 
 @dataclass(frozen=True)
 class Case:
+    """One kind of writing."""
+
     change: str  # INSERT, UPDATE, or statement
     durable: bool
     clients: int
@@ -44,18 +47,19 @@ class Case:
         )
 
 
-def pgbench_program() -> str:
-    """Where pgbench is: on PATH, or where Debian puts it."""
-    found = sorted(Path("/usr/lib/postgresql").glob("*/bin/pgbench"), key=lambda path: float(path.parts[-3]))
-    program = shutil.which("pgbench") or (str(found[-1]) if found else "")
-    if not program:
+@functools.cache
+def program() -> str:
+    """Return where pgbench is, on PATH or where Debian puts it; end if it is nowhere."""
+    installed = sorted(Path("/usr/lib/postgresql").glob("*/bin/pgbench"), key=lambda path: float(path.parts[-3]))
+    path = shutil.which("pgbench") or (str(installed[-1]) if installed else "")
+    if not path:
         say("skipped: pgbench is not here; it comes with PostgreSQL's server package (Debian: apt install postgresql)")
         sys.exit(cli.DONE)
-    return program
+    return path
 
 
-def transactions_per_second(program: str, pipeline: Pipeline, case: Case, transactions: int) -> float:
-    """Run pgbench, so many transactions in all; with 0 for a second."""
+def transactions_per_second(pipeline: Pipeline, case: Case, transactions: int) -> float:
+    """Run pgbench for so many transactions, or with 0 for a second."""
     script = pipeline.logs / f"{case.change}.sql"
     script.write_text(SCRIPTS[case.change])
     parts = parse_dsn(pipeline.source_url)
@@ -69,13 +73,13 @@ def transactions_per_second(program: str, pipeline: Pipeline, case: Case, transa
     }
     length = ["-t", str(max(1, transactions // case.clients))] if transactions else ["-T", "1"]
     result = subprocess.run(
-        [program, *f"-n -M prepared -c {case.clients} -j {min(case.clients, 2)}".split(), *length, "-f", str(script)],
+        [program(), *f"-n -M prepared -c {case.clients} -j {min(case.clients, 2)}".split(), *length, "-f", str(script)],
         env={**os.environ, **environment},
         capture_output=True,
         text=True,
         check=False,
     )
-    found = re.search(r"^tps = ([\d.]+)", result.stdout, re.MULTILINE)
+    rate = re.search(r"^tps = ([\d.]+)", result.stdout, re.MULTILINE)
     assert result.returncode == 0, f"pgbench: {result.stderr}"
-    assert found, f"pgbench: {result.stdout}"
-    return float(found[1])
+    assert rate, f"pgbench: {result.stdout}"
+    return float(rate[1])

@@ -1,9 +1,10 @@
-"""The plain design, as a reference: poll by cdc_id, one message, one statement and one commit per change.
+"""The plain design, as a reference: one message, statement and commit per change.
 
-    python bench/plain.py producer
-    python bench/plain.py consumer
+    python -m bench.plain producer
+    python -m bench.plain consumer
 
-It loses rows that are committed behind its offset, and starts anew from offset 0: good for comparison only.
+It polls by cdc_id. It loses rows that are committed late, below its offset, and starts
+from offset 0 each time: it is good for comparison only.
 """
 
 from __future__ import annotations

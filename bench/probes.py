@@ -1,4 +1,4 @@
-"""Single-row commits on the source that note at the destination when they arrive."""
+"""Commits of single rows on the source, whose arrival is noted at the destination."""
 
 from __future__ import annotations
 
@@ -6,17 +6,18 @@ import math
 import time
 from concurrent.futures import ThreadPoolExecutor
 
-from bench import systems
 from bench.figures import percentile
+from bench.systems import check_running
 from tests.pipeline import Pipeline, query, wait_until
 
-PER_BACKEND = 500  # commits per second that one backend is asked for
+PER_BACKEND = 500  # commits per second of one backend
 BURST = 50_000
 MARKED = 500  # every such row of the burst notes its arrival
 BURST_RATE, BURST_SECONDS = 50, 3  # of the single commits beside the burst
 FIRST_OF_BURST, FIRST_BESIDE, BEYOND = 700_000_000, 800_000_000, 900_000_000  # ids
 
-# Even gaps would fall in step with whatever else has a rhythm, so the gaps are random (a Poisson process).
+# The gaps are random (a Poisson process): even ones would fall in step with whatever
+# else has a rhythm.
 COMMITS = """
 CREATE PROCEDURE commits(base INT, rate FLOAT, seconds FLOAT, INOUT sent INT) LANGUAGE plpgsql AS $$
 DECLARE
@@ -34,7 +35,7 @@ BEGIN
 END
 $$
 """
-# Without search_path: PostgreSQL's own replication applies with an empty one.
+# With its schema: native replication applies with an empty search_path.
 ARRIVALS = """
 CREATE UNLOGGED TABLE arrivals (emp_id INT, made TIMESTAMPTZ, seen TIMESTAMPTZ);
 CREATE FUNCTION arrived() RETURNS trigger LANGUAGE plpgsql AS $$
@@ -60,39 +61,42 @@ FROM generate_series(1, {BURST}) AS n
 
 
 def commits(pipeline: Pipeline, first: int, rate: float, seconds: float) -> int:
-    """Commit single rows from the id first on at this rate; returns how many when all of them have arrived."""
+    """Commit single rows at this rate; return how many, when all have arrived.
+
+    Their ids begin at `first`.
+    """
     backends = math.ceil(rate / PER_BACKEND)
     connections = [pipeline.source() for _ in range(backends)]
 
-    def one(number: int) -> int:
+    def commit_from(number: int) -> int:
         values = (first + number * 1_000_000, rate / backends, seconds)
         return int(query(connections[number], "CALL commits(%s, %s, %s, 0)", values)[0][0])
 
     with ThreadPoolExecutor(backends) as pool:
-        sent = sum(pool.map(one, range(backends)))
+        sent = sum(pool.map(commit_from, range(backends)))
     wait_for_arrivals(pipeline, first, first + backends * 1_000_000, sent)
     return sent
 
 
 def wait_for_arrivals(pipeline: Pipeline, first: int, beyond: int, count: int) -> None:
     destination = pipeline.destination()
-    arrived = "SELECT count(*) FROM arrivals WHERE emp_id >= %s AND emp_id < %s"
+    arrivals = "SELECT count(*) FROM arrivals WHERE emp_id >= %s AND emp_id < %s"
 
-    def all_there() -> bool:
+    def all_arrived() -> bool:
         time.sleep(0.05)
-        dead = systems.ended(pipeline.scripts)
-        assert not dead, dead
-        return bool(query(destination, arrived, (first, beyond))[0][0] == count)
+        check_running(pipeline.scripts)
+        return bool(query(destination, arrivals, (first, beyond))[0][0] == count)
 
-    wait_until(all_there, 60, f"{count} commits arrived")
+    wait_until(all_arrived, 60, f"{count} commits arrived")
 
 
 def delays(pipeline: Pipeline, first: int, beyond: int) -> list[float]:
+    """Return the milliseconds from commit to visible, of the ids from first on."""
     return [delay for (delay,) in query(pipeline.destination(), DELAYS, {"first": first, "beyond": beyond})]
 
 
 def burst(pipeline: Pipeline) -> dict[str, float]:
-    """Commit many rows at once while single commits go on; returns milliseconds."""
+    """Commit many rows at once while single commits go on; return milliseconds."""
     source = pipeline.source()
     query(source, "BEGIN")
     query(source, BURST_ROWS, {"first": FIRST_OF_BURST})
@@ -105,9 +109,9 @@ def burst(pipeline: Pipeline) -> dict[str, float]:
     wait_for_arrivals(pipeline, FIRST_OF_BURST, FIRST_BESIDE, BURST // MARKED)
     last = "SELECT extract(epoch FROM max(seen))::float FROM arrivals WHERE emp_id >= %s AND emp_id < %s"
     ((visible,),) = query(pipeline.destination(), last, (FIRST_OF_BURST, FIRST_BESIDE))
-    single = delays(pipeline, FIRST_BESIDE, BEYOND)
+    others = delays(pipeline, FIRST_BESIDE, BEYOND)
     return {
         "last_row_after": (visible - committed) * 1000,
-        "longest_delay_of_others": max(single),
-        "p50_of_others": percentile(single, 0.5),
+        "longest_delay_of_others": max(others),
+        "p50_of_others": percentile(others, 0.5),
     }

@@ -1,10 +1,11 @@
-"""What pruning costs the source's writers: pgbench with a log of a million published rows, with and without pruning.
+"""What pruning costs the source's writers, beside a log of a million rows.
 
-    python bench/pruning.py
-    python bench/pruning.py --clients 4 --seconds 5 --rounds 5
+    python -m bench.pruning
+    python -m bench.pruning --clients 4 --seconds 5 --rounds 5
 
-All rows that lie in the log at the start are older than RETENTION for one producer, none is for the other; they take
-turns. In the end both tables are compared.
+All rows that are in the log at the start are older than RETENTION for one producer,
+none is for the other. They take turns beside pgbench. In the end both tables are
+compared.
 """
 
 from __future__ import annotations
@@ -13,15 +14,17 @@ import os
 import sys
 from pathlib import Path
 
+from psycopg2.extensions import connection as Connection
+
 if not __package__:
     sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from bench import command, output, systems, tables
-from bench.capture import settle
-from bench.figures import median, shown
+from bench.capture import wait_until_published
+from bench.figures import median, median_pair, text
 from bench.loads import ALL_PUBLISHED
 from bench.output import say
-from bench.pgbench import Case, pgbench_program, transactions_per_second
+from bench.pgbench import Case, program, transactions_per_second
 from tests.pipeline import ROOT, Pipeline, query
 
 FILL = """
@@ -33,16 +36,40 @@ OLD = "SELECT count(*) FROM emp_cdc WHERE changed_at < now() - INTERVAL '1 day'"
 RETENTIONS = {"without": "1000 days", "pruning": "1 day"}
 
 
-def rate(pipeline: Pipeline, program: str, case: Case, transactions: int, retention: str) -> float:
-    """Transactions per second beside a producer with this RETENTION."""
+def rate(pipeline: Pipeline, case: Case, transactions: int, retention: str) -> float:
+    """Return the transactions per second beside a producer with this RETENTION."""
     producer = pipeline.start("producer.py", RETENTION=retention)
     producer.wait_for("publishing from offset")
     systems.checkpoint()
-    found = transactions_per_second(program, pipeline, case, transactions)
-    settle("running", pipeline)
+    result = transactions_per_second(pipeline, case, transactions)
+    wait_until_published(pipeline)
     systems.stop([producer])
     pipeline.scripts.remove(producer)
-    return found
+    return result
+
+
+def fill_log(source: Connection, rows: int) -> None:
+    query(source, FILL, {"rows": rows})
+    query(source, ALL_PUBLISHED)  # a transaction of its own: its snapshot must show that of the rows
+    query(source, "VACUUM ANALYZE emp_cdc")
+
+
+def measure(pipeline: Pipeline, case: Case, seconds: float, rounds: int) -> tuple[list[dict[str, float]], list[int]]:
+    """Return the rates of each round, and how many rows were pruned in it."""
+    source = pipeline.source()
+    transactions = int(seconds * transactions_per_second(pipeline, case, 0))
+    results: list[dict[str, float]] = []
+    pruned: list[int] = []
+    for number in range(rounds):
+        rates: dict[str, float] = {}
+        for name in RETENTIONS if number % 2 == 0 else reversed(RETENTIONS):
+            before = query(source, OLD)[0][0]
+            rates[name] = rate(pipeline, case, transactions, RETENTIONS[name])
+            if name == "pruning":
+                pruned.append(before - query(source, OLD)[0][0])
+        results.append(rates)
+        say(f"round {number + 1}: {rates['without']:,.0f}/s, pruning {rates['pruning']:,.0f}/s, {pruned[-1]:,} rows")
+    return results, pruned
 
 
 def benchmark() -> None:
@@ -54,37 +81,22 @@ def benchmark() -> None:
     arguments = parser.parse_args()
     if arguments.quick:
         arguments.rounds, arguments.seconds = 1, 1.0
-    program, case = pgbench_program(), Case("INSERT", True, arguments.clients)
-    with systems.product("pruning") as pipeline:
-        source = pipeline.source()
-        query(source, FILL, {"rows": arguments.rows})
-        query(source, ALL_PUBLISHED)  # a transaction of its own: its snapshot must show that of the rows
-        query(source, "VACUUM ANALYZE emp_cdc")
-        amount = int(arguments.seconds * transactions_per_second(program, pipeline, case, 0))
-        rounds: list[dict[str, float]] = []
-        pruned = []
-        for number in range(arguments.rounds):
-            found: dict[str, float] = {}
-            for name in RETENTIONS if number % 2 == 0 else reversed(RETENTIONS):
-                before = query(source, OLD)[0][0]
-                found[name] = rate(pipeline, program, case, amount, RETENTIONS[name])
-                if name == "pruning":
-                    pruned.append(before - query(source, OLD)[0][0])
-            rounds.append(found)
-            say(
-                f"round {number + 1}: {found['without']:,.0f}/s, pruning {found['pruning']:,.0f}/s, {pruned[-1]:,} rows"
-            )
+    program()  # before all the work
+    case = Case("INSERT", True, arguments.clients)
+    with systems.our_pipeline("pruning") as pipeline:
+        fill_log(pipeline.source(), arguments.rows)
+        rounds, pruned = measure(pipeline, case, arguments.seconds, arguments.rounds)
         pipeline.start("producer.py")
         pipeline.start("consumer.py")
         tables.wait_until_equal(pipeline, 120)
-    medians = {name: median([found[name] for found in rounds]) for name in RETENTIONS}
-    ratio = median([found["pruning"] / found["without"] for found in rounds])
+    pruning, without = median_pair([(rates["pruning"], rates["without"]) for rates in rounds])
     output.print_table(
-        f"{case}, beside a log of {arguments.rows:,} rows: medians of {len(rounds)} rounds",
-        ("without pruning /s", "with pruning /s", "ratio", "rows pruned in a run"),
-        [(*(shown(medians[name]) for name in RETENTIONS), shown(ratio, ".2f"), shown(median(pruned)))],
+        f"{case}, beside a log of {arguments.rows:,} rows: the round with the median ratio of {len(rounds)}",
+        ("ratio", "with pruning /s", "without pruning /s", "rows pruned in a run"),
+        [(text(pruning / without, ".2f"), text(pruning), text(without), text(median(pruned)))],
     )
-    output.write("pruning", {"rounds": rounds, "pruned": pruned, "medians": medians, "ratio": ratio})
+    figures = {"ratio": pruning / without, "pruning": pruning, "without": without}
+    output.write("pruning", {"rounds": rounds, "pruned": pruned, "medians": figures})
 
 
 if __name__ == "__main__":

@@ -1,4 +1,7 @@
-"""The systems that are measured: ours, native replication, the plain design; databases and processes of each."""
+"""The systems that are measured: ours, native replication, and the plain design.
+
+Each has databases, a topic and processes of its own.
+"""
 
 from __future__ import annotations
 
@@ -23,45 +26,60 @@ from tests.pipeline import ROOT, Pipeline, Script, administer, client_settings, 
 BARE = (ROOT / "bench" / "bare.sql").read_text(encoding="utf-8")
 EMPLOYEES = BARE[BARE.index("CREATE TABLE employees") : BARE.index("CREATE TABLE emp_cdc")]
 NAME = "cdc_bench_"  # of every database, topic, slot and subscription: cdc_bench_<pid>_<what>
+ADMIN = {**client_settings(), "log_level": 0}  # what fails is raised, too
+
 Scripts = dict[str, list[Script]]  # by name: producer, consumer
-ADMIN = {**client_settings(), "log_level": 3}
 
 
 @contextmanager
-def pipeline(what: str) -> Iterator[Pipeline]:
-    """Two empty databases, and a topic's name; all that is in them, and every script started, goes at the end."""
+def empty_pipeline(what: str) -> Iterator[Pipeline]:
+    """Make two empty databases; in the end remove them, and stop every script."""
     with tempfile.TemporaryDirectory(prefix=NAME) as logs:
-        made = Pipeline(f"{NAME}{os.getpid()}_{what}", Path(logs))
+        pipeline = Pipeline(f"{NAME}{os.getpid()}_{what}", Path(logs))
         try:
-            made.create()
-            yield made
+            pipeline.create()
+            yield pipeline
         finally:
-            remove_replication(made.name)
-            made.drop()
+            remove_replication(pipeline.name)
+            pipeline.drop()
 
 
 @contextmanager
-def product(what: str) -> Iterator[Pipeline]:
-    """The pipeline under test, set up; no script runs yet."""
-    with pipeline(what) as made:
-        made.set_up()
-        yield made
+def our_pipeline(what: str) -> Iterator[Pipeline]:
+    """Set up the pipeline under test; no script runs yet."""
+    with empty_pipeline(what) as pipeline:
+        pipeline.set_up()
+        yield pipeline
 
 
 @contextmanager
-def plain(what: str) -> Iterator[Pipeline]:
-    """The plain design's tables and topic; plain.py does not run yet."""
-    with pipeline(what) as made:
-        query(made.source(), BARE)
-        query(made.destination(), EMPLOYEES)
-        result = made.run("admin.py")
+def native_pipeline(what: str) -> Iterator[Pipeline]:
+    """Make the table on both sides; start_replication() is yet to be called."""
+    with empty_pipeline(what) as pipeline:
+        for connection in pipeline.source(), pipeline.destination():
+            query(connection, EMPLOYEES)
+        yield pipeline
+
+
+@contextmanager
+def plain_pipeline(what: str) -> Iterator[Pipeline]:
+    """Make the plain design's tables and topic; plain.py does not run yet."""
+    with empty_pipeline(what) as pipeline:
+        query(pipeline.source(), BARE)
+        query(pipeline.destination(), EMPLOYEES)
+        result = pipeline.run("admin.py")
         assert result.returncode == 0, result.stdout + result.stderr
-        yield made
-        stop(made.scripts)  # they leave their group: the next run's consumer need not wait for it
+        yield pipeline
+        stop(pipeline.scripts)  # so that the consumer leaves its group, and the next one need not wait
+
+
+def start_plain(pipeline: Pipeline) -> Scripts:
+    """Start both scripts of the plain design, the consumer first."""
+    return {name: [start(pipeline, "plain.py", name)] for name in ("consumer", "producer")}
 
 
 def start(pipeline: Pipeline, script: str, *arguments: str) -> Script:
-    """Start a script of bench/ beside us."""
+    """Start a script of bench/ as a process."""
     log = pipeline.logs / f"{len(pipeline.scripts)}-{script}.log"
     with log.open("wb") as output:
         process = subprocess.Popen(
@@ -81,6 +99,12 @@ def stop(scripts: Sequence[Script]) -> None:
         assert code == 0, f"{script.log.name} ended with {code}:\n{script.output()[-2000:]}"
 
 
+def check_running(scripts: Sequence[Script]) -> None:
+    """Fail with the last output of a script that has ended."""
+    for script in scripts:
+        assert script.process.poll() is None, f"{script.log.name} ended:\n{script.output()[-2000:]}"
+
+
 def connect(url: str) -> Connection:
     connection: Connection = psycopg2.connect(url)
     connection.autocommit = True
@@ -88,8 +112,10 @@ def connect(url: str) -> Connection:
 
 
 def start_replication(pipeline: Pipeline) -> None:
-    """Native logical replication between the two databases, its slot made and the subscription still disabled: from
-    here on changes wait in the source's log."""
+    """Make native replication's slot and subscription, still disabled.
+
+    From here on changes wait in the source's WAL.
+    """
     query(pipeline.source(), f"CREATE PUBLICATION {pipeline.name} FOR TABLE employees")
     dsn = psycopg2.extensions.make_dsn(pipeline.source_url).replace("'", "''")
     query(
@@ -99,8 +125,12 @@ def start_replication(pipeline: Pipeline) -> None:
     )
 
 
+def enable_replication(pipeline: Pipeline) -> None:
+    query(pipeline.destination(), f"ALTER SUBSCRIPTION {pipeline.name} ENABLE")
+
+
 def remove_replication(name: str) -> None:
-    """Drop the subscription and the slot of this name, if they are there, however far they came."""
+    """Drop the subscription and the slot of this name, whichever there is."""
     with (
         suppress(psycopg2.OperationalError),
         closing(connect(database_url(config.DESTINATION_DATABASE_URL, f"{name}_copy"))) as db,
@@ -117,18 +147,21 @@ def remove_replication(name: str) -> None:
 
 
 def remove_leftovers() -> None:
-    """Remove what a benchmark that was killed left on the servers; a slot left there keeps the log for ever."""
-    found = set()
+    """Remove what a killed benchmark left on the servers.
+
+    A slot that nobody reads would keep the source's WAL for ever.
+    """
+    names = set()
     for url, table in (
         (config.SOURCE_DATABASE_URL, "SELECT datname FROM pg_database"),
         (config.DESTINATION_DATABASE_URL, "SELECT datname FROM pg_database"),
         (config.SOURCE_DATABASE_URL, "SELECT slot_name FROM pg_replication_slots"),
     ):
         with closing(connect(url)) as connection:
-            found |= {name.removesuffix("_copy") for (name,) in query(connection, table)}
+            names |= {name.removesuffix("_copy") for (name,) in query(connection, table)}
     admin = AdminClient(ADMIN)
-    found |= {name.removesuffix("_dlq") for name in admin.list_topics(timeout=10).topics}
-    for name in sorted(found):
+    names |= {name.removesuffix("_dlq") for name in admin.list_topics(timeout=10).topics}
+    for name in sorted(names):
         owner = re.match(rf"{NAME}(\d+)_", name)
         if owner and not Path(f"/proc/{owner[1]}").exists():
             say(f"removing {name}, left by a benchmark that was killed")
@@ -146,15 +179,10 @@ def wait_for_members(pipeline: Pipeline, consumers: int, partitions: int = 3) ->
     """Return when the group has so many members and they share all partitions."""
     admin = AdminClient(ADMIN)
 
-    def shared() -> bool:
+    def all_shared() -> bool:
         group = admin.describe_consumer_groups([pipeline.name])[pipeline.name].result()
         time.sleep(0.1)
         owned = [len(member.assignment.topic_partitions) for member in group.members if member.assignment]
         return len(owned) == consumers and min(owned) > 0 and sum(owned) == partitions
 
-    wait_until(shared, 30, f"{consumers} consumers share {partitions} partitions")
-
-
-def ended(scripts: Sequence[Script]) -> str:
-    """What a script said that has ended though it should run; empty while all run."""
-    return "".join(f"{s.log.name} ended:\n{s.output()[-2000:]}" for s in scripts if s.process.poll() is not None)
+    wait_until(all_shared, 30, f"{consumers} consumers share {partitions} partitions")

@@ -1,4 +1,4 @@
-"""The table employees of both sides: filled, and compared."""
+"""The table employees on both sides: fill it, compare it."""
 
 from __future__ import annotations
 
@@ -7,14 +7,16 @@ from typing import Any
 
 from psycopg2.extensions import connection as Connection
 
-from bench.systems import ended
+from bench.systems import check_running
 from tests.pipeline import Pipeline, query, wait_until
 
-# Order does not matter to the sum; two different tables agree in it by accident once in 2^64 times.
+# A sum does not depend on the order. Two different tables agree in it by accident once
+# in 2^64 times.
 DIGEST = "SELECT count(*), sum(hashtextextended(employees::text, 0)::numeric)::text FROM employees"
 
 
 def digests(pipeline: Pipeline) -> list[Any]:
+    """Return rows and digest of the source's table, and of the destination's."""
     return [query(connection, DIGEST)[0] for connection in (pipeline.source(), pipeline.destination())]
 
 
@@ -25,11 +27,11 @@ def check_equal(pipeline: Pipeline) -> None:
 
 
 def wait_until_equal(pipeline: Pipeline, seconds: float) -> None:
-    """Return when the two tables are equal; fail if they are not within so many seconds."""
+    """Return when the two tables are equal; fail if that takes too long."""
 
     def equal() -> bool:
         time.sleep(0.2)
-        assert not ended(pipeline.scripts), ended(pipeline.scripts)
+        check_running(pipeline.scripts)
         source, destination = digests(pipeline)
         return bool(source == destination)
 
@@ -37,7 +39,7 @@ def wait_until_equal(pipeline: Pipeline, seconds: float) -> None:
 
 
 def add_uncaptured(pipeline: Pipeline, insert: str) -> None:
-    """Put the same rows on both sides at once, as if they had been carried over long ago."""
+    """Put the same rows on both sides, as if they had been carried over long ago."""
     source, destination = pipeline.source(), pipeline.destination()
     trigger = "ALTER TABLE employees {} TRIGGER employee_cdc_trigger"
     captured = query(source, "SELECT 1 FROM pg_trigger WHERE tgname = 'employee_cdc_trigger'")
@@ -50,6 +52,7 @@ def add_uncaptured(pipeline: Pipeline, insert: str) -> None:
 
 
 def add_at_destination(destination: Connection, insert: str) -> None:
+    """Put rows into the table, and into the gate if there is one."""
     query(destination, insert)
-    if query(destination, "SELECT to_regclass('cdc_applied')")[0][0]:  # the product's gate knows them, too
+    if query(destination, "SELECT to_regclass('cdc_applied')")[0][0]:
         query(destination, "INSERT INTO cdc_applied SELECT emp_id, 0 FROM employees")
