@@ -40,11 +40,15 @@ from psycopg2.extensions import cursor as Cursor
 from rich.console import Console
 from rich.table import Table
 
+from harness.database import query
+from harness.own_servers import bring_back, own_servers
+from harness.pipeline import Pipeline
+from harness.proxy import Proxy
+from harness.script import Script
+from harness.waiting import wait_until
 from stack import servers
 from stack.artifacts import Trouble, account
 from stack.servers import Server
-from tests.own_servers import Proxy, bring_back, own_servers
-from tests.pipeline import Pipeline, Script, query, wait_until
 
 PATIENCE = 45.0  # seconds that we look for it
 SESSION = 6.0  # seconds: session.timeout.ms of consumer.py

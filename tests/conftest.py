@@ -13,8 +13,9 @@ from pathlib import Path
 
 import pytest
 
+from harness import ROOT
+from harness.pipeline import Pipeline, new_pipeline
 from stack.artifacts import STATE
-from tests.pipeline import ROOT, Pipeline
 
 # These need the machine for themselves, some of them for minutes: make test and make chaos run them apart.
 ALONE = ["test_chaos.py", "test_kraft_cluster.py", "test_outages.py", "test_speed.py"]
@@ -59,16 +60,11 @@ def stack() -> Iterator[None]:
                 servers("down")
 
 
-_numbers = iter(range(1_000_000))
-
-
 @pytest.fixture
 def bare_pipeline(stack: None, tmp_path: Path) -> Iterator[Pipeline]:
     """Two empty databases, and no topic yet."""
-    pipeline = Pipeline(f"cdc_test_{os.getpid()}_{next(_numbers)}", tmp_path)
-    pipeline.create()
-    yield pipeline
-    pipeline.drop()
+    with new_pipeline(tmp_path) as pipeline:
+        yield pipeline
 
 
 @pytest.fixture

@@ -19,13 +19,17 @@ import psycopg2
 import pytest
 from confluent_kafka.admin import AdminClient, ConfigResource  # type: ignore[attr-defined]
 
-from tests.pipeline import BACKWARDS, ROOT, WATCH, Pipeline, client_settings, made, query, wait_until
+from harness import ROOT
+from harness.database import BACKWARDS, WATCH, query
+from harness.kafka import client_settings
+from harness.pipeline import Pipeline, new_pipeline
+from harness.waiting import wait_until
 
 
 @pytest.fixture(scope="module")
 def databases(stack: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pipeline]:
     """Two databases that are set up; the topics are made and deleted by each test."""
-    with made(tmp_path_factory.mktemp("admin")) as pipeline:
+    with new_pipeline(tmp_path_factory.mktemp("admin")) as pipeline:
         result = pipeline.run("db_setup.py")
         assert result.returncode == 0, result.stdout + result.stderr
         yield pipeline

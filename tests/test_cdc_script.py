@@ -10,7 +10,10 @@ from contextlib import contextmanager
 
 import pytest
 
-from tests.pipeline import ROWS, Pipeline, Script, made, query, wait_until
+from harness.database import ROWS, query
+from harness.pipeline import Pipeline, new_pipeline
+from harness.script import Script
+from harness.waiting import wait_until
 
 OTHERS = "INSERT INTO employees (emp_id, first_name) SELECT n, 'other ' || n FROM generate_series(901, 903) AS n"
 
@@ -18,7 +21,7 @@ OTHERS = "INSERT INTO employees (emp_id, first_name) SELECT n, 'other ' || n FRO
 @pytest.fixture(scope="module")
 def shared(stack: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pipeline]:
     """A pipeline whose producer and consumer run, with three employees."""
-    with made(tmp_path_factory.mktemp("script")) as pipeline:
+    with new_pipeline(tmp_path_factory.mktemp("script")) as pipeline:
         pipeline.set_up()
         pipeline.start("producer.py")
         pipeline.start("consumer.py")

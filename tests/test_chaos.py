@@ -5,7 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 
-from tests.pipeline import ROOT
+from harness import ROOT
 
 ARGUMENTS = ["--seconds", "60", "--port-offset", "2100"]
 # A busy machine may be slow; the 10 s are for `make chaos`.

@@ -25,19 +25,11 @@ import consumer
 import graves
 from connection import Kafka, connect, kafka_client
 from employee import CDCRecord, read
-from tests.pipeline import (
-    BACKWARDS,
-    ROWS,
-    WAITING,
-    WATCH,
-    Pipeline,
-    Script,
-    administer,
-    client_settings,
-    made,
-    query,
-    wait_until,
-)
+from harness.database import BACKWARDS, ROWS, WAITING, WATCH, administer, query
+from harness.kafka import client_settings
+from harness.pipeline import Pipeline, new_pipeline
+from harness.script import Script
+from harness.waiting import wait_until
 
 Row = tuple[Any, ...]
 
@@ -113,7 +105,7 @@ def alter_destination(pipeline: Pipeline, what: str) -> None:
 
 @pytest.fixture(scope="module")
 def shared(stack: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pipeline]:
-    with made(tmp_path_factory.mktemp("shared")) as pipeline:
+    with new_pipeline(tmp_path_factory.mktemp("shared")) as pipeline:
         pipeline.set_up()
         pipeline.start("producer.py")
         pipeline.start("consumer.py")
@@ -279,7 +271,7 @@ def test_a_single_change_is_named_and_many_are_summed_up(shared: Pipeline) -> No
 @pytest.fixture(scope="module")
 def quiet(stack: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pipeline]:
     """A pipeline that is set up, and whose scripts a test starts itself; each test leaves none running."""
-    with made(tmp_path_factory.mktemp("quiet")) as pipeline:
+    with new_pipeline(tmp_path_factory.mktemp("quiet")) as pipeline:
         pipeline.set_up()
         yield pipeline
 
@@ -627,7 +619,7 @@ SAME_PLACE = {"KAFKA_GROUP_INSTANCE_ID": "the one"}  # else a killed one's parti
 @pytest.fixture(scope="module")
 def crashing(stack: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pipeline]:
     """A pipeline that is set up; its scripts are started, and killed, by the test."""
-    with made(tmp_path_factory.mktemp("crashing")) as pipeline:
+    with new_pipeline(tmp_path_factory.mktemp("crashing")) as pipeline:
         pipeline.set_up()
         yield pipeline
 
@@ -871,7 +863,7 @@ class Buried:
 @pytest.fixture(scope="module")
 def buried(stack: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Buried]:
     """All bad messages in the middle of good ones in one batch, and then each of them alone."""
-    with made(tmp_path_factory.mktemp("buried")) as pipeline:
+    with new_pipeline(tmp_path_factory.mktemp("buried")) as pipeline:
         pipeline.set_up()
         query(pipeline.destination(), USERS_OWN)
         good = list(range(1000, 1000 + len(BAD)))
@@ -1298,7 +1290,7 @@ def test_an_offset_event_of_a_partition_given_up_meanwhile_is_left_alone(quiet: 
 @pytest.fixture(scope="module")
 def without_topic(stack: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """What a consumer says that was started before admin.py, and whose first change then arrives."""
-    with made(tmp_path_factory.mktemp("without_topic")) as pipeline:
+    with new_pipeline(tmp_path_factory.mktemp("without_topic")) as pipeline:
         assert pipeline.run("db_setup.py").returncode == 0
         with consuming(pipeline) as script:
             script.wait_for("; waiting")

@@ -15,7 +15,10 @@ import psycopg2
 import pytest
 from psycopg2.extensions import connection as Connection
 
-from tests.pipeline import ROOT, WAITING, Pipeline, query, wait_until
+from harness import ROOT
+from harness.database import WAITING, query
+from harness.pipeline import Pipeline
+from harness.waiting import wait_until
 
 # All that a set-up makes, with the objects' identities: a table made anew would have another one.
 CATALOGUE = """

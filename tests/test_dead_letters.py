@@ -25,7 +25,10 @@ from confluent_kafka.admin import (  # type: ignore[attr-defined]
 
 import dead_letters
 from employee import CDCRecord
-from tests.pipeline import ROOT, Pipeline, client_settings, query
+from harness import ROOT
+from harness.database import query
+from harness.kafka import client_settings
+from harness.pipeline import Pipeline
 
 PEAK = (  # the peak of the script's memory in kB, for Pipeline.sabotaged()
     "import atexit",

@@ -18,7 +18,8 @@ from psycopg2.extensions import connection as Connection
 import apply as applying
 import emp_cdc
 from employee import ACTIONS, CDC_COLUMNS, EMPLOYEE_COLUMNS, CDCRecord, Change, Employee, Record, named, read, to_json
-from tests.pipeline import Pipeline, made, query
+from harness.database import query
+from harness.pipeline import Pipeline, new_pipeline
 
 FULL: dict[str, Any] = {
     "cdc_id": 17,
@@ -40,7 +41,7 @@ def examples(count: int) -> settings:
 @pytest.fixture(scope="module")
 def databases(stack: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pipeline]:
     """A source and a destination that are set up; the topics are not needed."""
-    with made(tmp_path_factory.mktemp("employee")) as pipeline:
+    with new_pipeline(tmp_path_factory.mktemp("employee")) as pipeline:
         result = pipeline.run("db_setup.py")
         assert result.returncode == 0, result.stdout + result.stderr
         yield pipeline

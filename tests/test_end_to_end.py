@@ -8,7 +8,9 @@ import signal
 import time
 from concurrent.futures import ThreadPoolExecutor
 
-from tests.pipeline import Pipeline, query, wait_until
+from harness.database import query
+from harness.pipeline import Pipeline
+from harness.waiting import wait_until
 
 
 def test_what_psql_changes_on_the_source_is_seen_at_the_destination_in_under_a_second(running: Pipeline) -> None:

@@ -11,10 +11,13 @@ import pytest
 from confluent_kafka.admin import AdminClient
 from psycopg2.extensions import connection as Connection
 
+from harness.database import query
+from harness.kafka import client_settings
+from harness.own_servers import own_servers
+from harness.pipeline import Pipeline
+from harness.waiting import wait_until
 from stack import servers
 from stack.servers import Server
-from tests.own_servers import own_servers
-from tests.pipeline import Pipeline, client_settings, query, wait_until
 
 OFFSET = 2400  # of the ports of the servers here
 PULSES = 40  # employees that change all the time: enough of them for every partition

@@ -20,10 +20,13 @@ import psycopg2
 import pytest
 from psycopg2.extensions import connection as Connection
 
+from harness.database import query
+from harness.own_servers import bring_back, own_servers
+from harness.pipeline import Pipeline
+from harness.script import Script
+from harness.waiting import wait_until
 from stack import servers
 from stack.servers import Server
-from tests.own_servers import bring_back, own_servers
-from tests.pipeline import Pipeline, Script, query, wait_until
 
 OFFSET = 2200  # of the ports of the servers here
 AT_ONCE = 2.0 if os.environ.get("OUTAGE_SECONDS") else 6.0  # seconds after the server's answer; a busy machine is slow

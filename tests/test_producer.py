@@ -26,18 +26,13 @@ import emp_cdc
 import producer
 from connection import Kafka, kafka_client
 from employee import CDCRecord, Change
-from tests.pipeline import (
-    ALWAYS_NOTIFY,
-    CLOCK_SEED,
-    ROOT,
-    Pipeline,
-    Script,
-    administer,
-    client_settings,
-    made,
-    query,
-    wait_until,
-)
+from harness import ROOT
+from harness.database import ALWAYS_NOTIFY, administer, query
+from harness.kafka import client_settings
+from harness.pipeline import Pipeline, new_pipeline
+from harness.script import Script
+from harness.seed import CLOCK_SEED
+from harness.waiting import wait_until
 
 INSERT = "INSERT INTO employees (city) VALUES ('Rome')"
 TAKE_XID = "SELECT pg_current_xact_id()"
@@ -62,7 +57,7 @@ def pipeline(bare_pipeline: Pipeline) -> Pipeline:
 @pytest.fixture(scope="module")
 def shared(stack: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pipeline]:
     """Set up, for scripts that do not get as far as to change anything."""
-    with made(tmp_path_factory.mktemp("shared")) as pipeline:
+    with new_pipeline(tmp_path_factory.mktemp("shared")) as pipeline:
         set_up(pipeline)
         yield pipeline
 

@@ -17,7 +17,10 @@ import psycopg2
 import pytest
 from psycopg2.extensions import connection as Connection
 
-from tests.pipeline import CLOCK_SEED, Pipeline, Script, query
+from harness.database import query
+from harness.pipeline import Pipeline
+from harness.script import Script
+from harness.seed import CLOCK_SEED
 
 EXAMPLES = int(os.environ.get("CHAOS_EXAMPLES") or 24)
 KEYS = 12  # employees that all sessions share, so that they meet

@@ -14,17 +14,11 @@ from confluent_kafka.admin import AdminClient
 from psycopg2.extensions import connection as Connection
 
 import config
-from tests.pipeline import (
-    BACKWARDS,
-    ROOT,
-    WATCH,
-    Pipeline,
-    administer,
-    client_settings,
-    database_url,
-    query,
-    wait_until,
-)
+from harness import ROOT
+from harness.database import BACKWARDS, WATCH, administer, database_url, query
+from harness.kafka import client_settings
+from harness.pipeline import Pipeline
+from harness.waiting import wait_until
 
 TABLES = ("employees", "emp_cdc", "cdc_position")
 

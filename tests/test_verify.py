@@ -22,7 +22,11 @@ import psycopg2
 import pytest
 
 import config
-from tests.pipeline import CLOCK_SEED, ROOT, ROWS, WAITING, Pipeline, administer, database_url, made, query, wait_until
+from harness import ROOT
+from harness.database import ROWS, WAITING, administer, database_url, query
+from harness.pipeline import Pipeline, new_pipeline
+from harness.seed import CLOCK_SEED
+from harness.waiting import wait_until
 
 MANY = 50_000  # rows: some pages
 PEAK = (  # the peak of the script's memory in kB, for Pipeline.sabotaged()
@@ -71,7 +75,7 @@ def fill_both(pipeline: Pipeline, rows: int) -> None:
 
 @pytest.fixture(scope="module")
 def module_pipeline(stack: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pipeline]:
-    with made(tmp_path_factory.mktemp("verify")) as pipeline:
+    with new_pipeline(tmp_path_factory.mktemp("verify")) as pipeline:
         pipeline.set_up()
         query(pipeline.source(), SPECIAL)
         query(pipeline.source(), FILL, {"rows": MANY})

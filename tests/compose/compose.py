@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import subprocess
 import sys
@@ -17,7 +16,10 @@ import psycopg2
 from psycopg2.extensions import connection as Connection
 
 import config
-from tests.pipeline import ROOT, ROWS, Script, query, wait_until
+from harness import ROOT
+from harness.database import ROWS, query
+from harness.script import Script, launch
+from harness.waiting import wait_until
 
 PROJECT = "cdc_test"
 PATIENCE = 180  # seconds for servers to come up, on a slow machine that is busy otherwise
@@ -88,16 +90,7 @@ def run_script(name: str, *arguments: str, seconds: float = 120) -> str:
 
 def start_script(name: str, logs: Path) -> Script:
     """Start a script on this machine, its output in a file of its own."""
-    log = logs / f"{name}-{time.monotonic_ns()}.log"
-    with log.open("wb") as output:
-        process = subprocess.Popen(
-            [sys.executable, str(ROOT / name)],
-            env={**os.environ, "PYTHONUNBUFFERED": "1"},
-            stdin=subprocess.DEVNULL,
-            stdout=output,
-            stderr=subprocess.STDOUT,
-        )
-    return Script(process, log)
+    return launch(logs / f"{name}-{time.monotonic_ns()}.log", str(ROOT / name), PYTHONUNBUFFERED="1")
 
 
 def source() -> Connection:

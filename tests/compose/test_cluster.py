@@ -17,6 +17,8 @@ import pytest
 from confluent_kafka.admin import AdminClient
 
 import config
+from harness.database import query
+from harness.waiting import wait_until
 from tests.compose.compose import (
     CLUSTER,
     ONE_MACHINE,
@@ -28,7 +30,6 @@ from tests.compose.compose import (
     start_script,
     wait_until_equal,
 )
-from tests.pipeline import query, wait_until
 
 BROKERS = {"kafka1": 1, "kafka2": 2, "kafka3": 3}
 PRODUCERS = ("producer1", "producer2")

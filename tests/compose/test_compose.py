@@ -14,6 +14,10 @@ from pathlib import Path
 import pytest
 
 import config
+from harness import ROOT
+from harness.database import query
+from harness.script import Script
+from harness.waiting import wait_until
 from tests.compose.compose import (
     ONE_MACHINE,
     destination,
@@ -23,7 +27,6 @@ from tests.compose.compose import (
     start_script,
     wait_until_equal,
 )
-from tests.pipeline import ROOT, Script, query, wait_until
 
 INSERT = "INSERT INTO employees (city, salary) SELECT %(city)s, n FROM generate_series(1, %(rows)s) AS n"
 SERVERS = {"zookeeper", "kafka", "source", "destination"}

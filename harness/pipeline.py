@@ -1,4 +1,4 @@
-"""A pipeline for one test: databases and topics of its own on the real servers, and its scripts as processes."""
+"""A pipeline of its own: databases and topics on the real servers, and its scripts as processes."""
 
 from __future__ import annotations
 
@@ -7,99 +7,23 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager, suppress
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import psycopg2
-from confluent_kafka import OFFSET_BEGINNING, Consumer, KafkaError, Message, Producer, TopicPartition
+from confluent_kafka import Message, Producer
 from confluent_kafka.admin import AdminClient
 from psycopg2.extensions import connection as Connection
 
 import config
-
-ROOT = Path(__file__).resolve().parent.parent
-# The workers of a run must all collect the same tests: they inherit the first one's seed.
-CLOCK_SEED = int(os.environ.setdefault("TESTS_SEED", str(time.time_ns() // 1_000_000)))
-# Sessions of the connection's database that wait for a lock.
-WAITING = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'"
-ROWS = "SELECT emp_id, first_name, last_name, dob::text, city, salary FROM employees ORDER BY emp_id"
-
-# At the destination: every state that an employee has there, by the salary, which the test sets to ever higher numbers.
-WATCH = """
-CREATE TABLE seen (n BIGSERIAL, emp_id INT, cdc_id INT);
-CREATE FUNCTION watch() RETURNS trigger LANGUAGE plpgsql AS $$
-BEGIN
-    INSERT INTO seen (emp_id, cdc_id) VALUES (NEW.emp_id, NEW.salary);
-    RETURN NULL;
-END
-$$;
-CREATE TRIGGER watch AFTER INSERT OR UPDATE ON employees FOR EACH ROW EXECUTE FUNCTION watch();
-"""
-BACKWARDS = """
-SELECT count(*) FROM (SELECT cdc_id, lag(cdc_id) OVER (PARTITION BY emp_id ORDER BY n) AS before FROM seen) AS s
-WHERE before >= cdc_id
-"""
-
-# The capture as if the producer slept always: what writers are spared while it is awake.
-ALWAYS_NOTIFY = """
-DO $$
-BEGIN
-    EXECUTE replace(pg_get_functiondef('employee_cdc_trigger_func'::regproc),
-                    'pg_catalog.pg_try_advisory_xact_lock_shared(6513763, 2)', 'false');
-END
-$$
-"""
-
-
-def wait_until(condition: Callable[[], Any], seconds: float = 20.0, what: str | Callable[[], str] = "") -> Any:
-    """Return the condition's first true value; fails the test if there is none within so many seconds."""
-    end = time.monotonic() + seconds
-    while not (value := condition()):
-        if time.monotonic() > end:
-            raise AssertionError(f"not within {seconds:.0f} s: {what() if callable(what) else what or condition}")
-        time.sleep(0.01)
-    return value
-
-
-def query(connection: Connection, sql: str, values: Any = None) -> list[tuple[Any, ...]]:
-    with connection.cursor() as cursor:
-        cursor.execute(sql, values)
-        return cursor.fetchall() if cursor.description else []
-
-
-def peak_memory(process: int) -> float:
-    """The most memory that a process has had resident, in MB."""
-    with suppress(FileNotFoundError):
-        for line in Path(f"/proc/{process}/status").read_text(encoding="ascii").splitlines():
-            if line.startswith("VmHWM:"):
-                return int(line.split()[1]) / 1024
-    return float("nan")
-
-
-@dataclass
-class Script:
-    """A running script; its output goes to a file."""
-
-    process: subprocess.Popen[bytes]
-    log: Path
-
-    def output(self) -> str:
-        return self.log.read_text(encoding="utf-8")
-
-    def wait_for(self, text: str, seconds: float = 20.0) -> None:
-        wait_until(lambda: text in self.output(), seconds, lambda: f"{text!r} in the output:\n{self.output()}")
-
-    def stop(self, number: int = signal.SIGTERM, seconds: float = 20.0) -> int:
-        """Send a signal and return the exit code."""
-        if self.process.poll() is None:
-            self.process.send_signal(number)
-        return self.process.wait(seconds)
-
-    def kill(self) -> None:
-        self.stop(signal.SIGKILL)
+from harness import ROOT
+from harness.database import ROWS, administer, database_url, query
+from harness.kafka import all_messages, client_settings
+from harness.script import Script, launch, peak_memory
+from harness.waiting import wait_until
 
 
 @dataclass
@@ -171,15 +95,7 @@ class Pipeline:
     def start(self, script: str, *arguments: str, **environment: str) -> Script:
         """Start a script beside the test."""
         log = self.logs / f"{len(self.scripts)}-{Path(script).name}.log"
-        with log.open("wb") as output:
-            process = subprocess.Popen(
-                [sys.executable, str(ROOT / script), *arguments],
-                env={**os.environ, **self.environment, **environment},
-                stdin=subprocess.DEVNULL,
-                stdout=output,
-                stderr=subprocess.STDOUT,
-            )
-        self.scripts.append(Script(process, log))
+        self.scripts.append(launch(log, str(ROOT / script), *arguments, **{**self.environment, **environment}))
         return self.scripts[-1]
 
     @contextmanager
@@ -245,23 +161,8 @@ class Pipeline:
         assert producer.flush(10) == 0
 
     def messages(self, topic: str | None = None) -> list[Message]:
-        """All messages of the topic, partition by partition."""
-        reader = Consumer(
-            {**client_settings(), "group.id": "reader", "enable.auto.commit": False, "enable.partition.eof": True}
-        )
-        name = topic or self.topic
-        with closing(reader):
-            partitions = set(reader.list_topics(name, timeout=10).topics[name].partitions)
-            reader.assign([TopicPartition(name, number, OFFSET_BEGINNING) for number in partitions])
-            found: list[Message] = []
-            while partitions:
-                for message in reader.consume(10_000, 0.1):
-                    error = message.error()
-                    if error is None:
-                        found.append(message)
-                    elif error.code() == KafkaError._PARTITION_EOF:
-                        partitions.discard(message.partition() or 0)
-        return sorted(found, key=lambda message: (message.partition() or 0, message.offset() or 0))
+        """All messages of the topic, or of another one, partition by partition."""
+        return all_messages(topic or self.topic)
 
     def dead_letters(self) -> list[Message]:
         return self.messages(f"{self.topic}_dlq")
@@ -271,27 +172,11 @@ _numbers = iter(range(1_000_000))
 
 
 @contextmanager
-def made(logs: Path) -> Iterator[Pipeline]:
+def new_pipeline(logs: Path) -> Iterator[Pipeline]:
     """A pipeline of empty databases and no topics, dropped at the end."""
-    pipeline = Pipeline(f"cdc_test_{os.getpid()}_{next(_numbers)}m", logs)
+    pipeline = Pipeline(f"cdc_test_{os.getpid()}_{next(_numbers)}", logs)
     pipeline.create()
     try:
         yield pipeline
     finally:
         pipeline.drop()
-
-
-def client_settings() -> dict[str, Any]:
-    settings = {key: config.KAFKA[key] for key in ("bootstrap.servers", "broker.address.family")}
-    return {**settings, "log_level": 3}  # errors only
-
-
-def database_url(url: str, database: str) -> str:
-    return url.rsplit("/", 1)[0] + f"/{database}"
-
-
-def administer(url: str, statement: str) -> None:
-    with closing(psycopg2.connect(url)) as connection:
-        connection.autocommit = True
-        with connection.cursor() as cursor:
-            cursor.execute(statement)

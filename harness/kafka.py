@@ -1,0 +1,34 @@
+"""What a topic holds, read as a stranger would read it."""
+
+from __future__ import annotations
+
+from contextlib import closing
+from typing import Any
+
+from confluent_kafka import OFFSET_BEGINNING, Consumer, KafkaError, Message, TopicPartition
+
+import config
+
+
+def client_settings() -> dict[str, Any]:
+    settings = {key: config.KAFKA[key] for key in ("bootstrap.servers", "broker.address.family")}
+    return {**settings, "log_level": 3}  # errors only
+
+
+def all_messages(topic: str) -> list[Message]:
+    """All messages of a topic, partition by partition."""
+    reader = Consumer(
+        {**client_settings(), "group.id": "reader", "enable.auto.commit": False, "enable.partition.eof": True}
+    )
+    with closing(reader):
+        partitions = set(reader.list_topics(topic, timeout=10).topics[topic].partitions)
+        reader.assign([TopicPartition(topic, number, OFFSET_BEGINNING) for number in partitions])
+        found: list[Message] = []
+        while partitions:
+            for message in reader.consume(10_000, 0.1):
+                error = message.error()
+                if error is None:
+                    found.append(message)
+                elif error.code() == KafkaError._PARTITION_EOF:
+                    partitions.discard(message.partition() or 0)
+    return sorted(found, key=lambda message: (message.partition() or 0, message.offset() or 0))
