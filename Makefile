@@ -43,13 +43,13 @@ $(VENV)/.bench: requirements-bench.txt $(VENV)/.scripts
 
 .PHONY: bench
 bench: $(VENV)/.bench up  ## speed, latency and cost beside native replication, under 10 minutes; then the plots in docs/
-	$(RUN) bench/catch_up.py
-	$(RUN) bench/capture.py
-	$(RUN) bench/growth.py
-	$(RUN) bench/latency.py
-	$(RUN) bench/idle.py
-	$(RUN) bench/pruning.py
-	$(RUN) bench/plot.py
+	$(RUN) -m bench.catch_up
+	$(RUN) -m bench.capture
+	$(RUN) -m bench.growth
+	$(RUN) -m bench.latency
+	$(RUN) -m bench.idle
+	$(RUN) -m bench.pruning
+	$(RUN) -m bench.plot
 
 .PHONY: up down purge clean
 up:  ## the four servers without Docker, at docker-compose.yml's addresses

@@ -15,22 +15,18 @@ compared.
 
 from __future__ import annotations
 
-import os
-import sys
 import time
 from collections.abc import Callable
 from contextlib import ExitStack
-from pathlib import Path
 from typing import Any
-
-if not __package__:
-    sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from bench import command, output, systems, tables
 from bench.figures import median, text
 from bench.output import say
 from bench.pgbench import ROWS, SCRIPTS, STATEMENT_ROWS, Case, program, transactions_per_second
-from tests.pipeline import ALWAYS_NOTIFY, ROOT, Pipeline, query, wait_until
+from harness.database import ALWAYS_NOTIFY, query
+from harness.pipeline import Pipeline
+from harness.waiting import wait_until
 
 VARIANTS = ("bare", "none", "stopped", "running", "notify")  # the reference first
 FILL = f"""
@@ -163,5 +159,4 @@ def benchmark() -> None:
 
 
 if __name__ == "__main__":
-    os.chdir(ROOT)
     command.main(benchmark)

@@ -16,17 +16,11 @@ compared.
 from __future__ import annotations
 
 import argparse
-import os
 import resource
-import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any
-
-if not __package__:
-    sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from bench import command, marks, output, systems, tables
 from bench.catch_up_runs import Pair, Run, report
@@ -34,7 +28,9 @@ from bench.cpu import Meter
 from bench.loads import COUNT, HOT_ROWS, LOADS, ROWS_PER_TRANSACTION, TRANSACTION
 from bench.output import say
 from bench.systems import Scripts
-from tests.pipeline import ROOT, Pipeline, peak_memory, query
+from harness.database import query
+from harness.pipeline import Pipeline
+from harness.script import peak_memory
 
 SYSTEMS = ("ours", "native", "plain")
 TIMEOUT = 300  # seconds for a load to arrive
@@ -205,5 +201,4 @@ def benchmark() -> None:
 
 
 if __name__ == "__main__":
-    os.chdir(ROOT)
     command.main(benchmark)

@@ -13,8 +13,9 @@ from pathlib import Path
 from psycopg2.extensions import connection as Connection
 
 from bench.systems import Scripts
+from harness.database import query
+from harness.pipeline import Pipeline
 from stack import servers
-from tests.pipeline import Pipeline, query
 
 TICKS = os.sysconf("SC_CLK_TCK")
 

@@ -14,17 +14,11 @@ compared.
 
 from __future__ import annotations
 
-import os
-import sys
 import time
 from contextlib import ExitStack
 from dataclasses import dataclass
-from pathlib import Path
 
 from psycopg2.extensions import connection as Connection
-
-if not __package__:
-    sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import emp_cdc
 import producer
@@ -32,7 +26,9 @@ from bench import command, marks, output, systems, tables
 from bench.figures import median, median_pair, text
 from bench.loads import ALL_PUBLISHED, EXISTING, LOG_ROWS, SCATTERED, TRANSACTION, TRANSACTIONS_SEEN
 from bench.output import print_table, say
-from tests.pipeline import ROOT, Pipeline, query, wait_until
+from harness.database import query
+from harness.pipeline import Pipeline
+from harness.waiting import wait_until
 
 HELD_LIMIT = 1_000_000
 FEWEST = 30_000  # changes; fewer arrive in one transaction, and take no time
@@ -209,5 +205,4 @@ def benchmark() -> None:
 
 
 if __name__ == "__main__":
-    os.chdir(ROOT)
     command.main(benchmark)

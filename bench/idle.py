@@ -12,21 +12,16 @@ measured first.
 
 from __future__ import annotations
 
-import os
-import sys
 import time
-from pathlib import Path
 from typing import Any
 
 from psycopg2.extensions import connection as Connection
 
-if not __package__:
-    sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-
 from bench import command, cpu, output, systems, tables
 from bench.figures import text
 from bench.output import say
-from tests.pipeline import ROOT, Pipeline, query
+from harness.database import query
+from harness.pipeline import Pipeline
 
 SETTLING = 3  # seconds from the first change to the beginning of the count
 # Flushed at once: otherwise our own statements would be counted at any time.
@@ -122,5 +117,4 @@ def benchmark() -> None:
 
 
 if __name__ == "__main__":
-    os.chdir(ROOT)
     command.main(benchmark)

@@ -14,24 +14,19 @@ transaction are committed while single commits go on at 50/s.
 
 from __future__ import annotations
 
-import os
-import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 from psycopg2.extensions import connection as Connection
-
-if not __package__:
-    sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from bench import command, output, systems, tables
 from bench.figures import median, percentile, text
 from bench.output import say
 from bench.probes import ARRIVALS, BURST, BURST_RATE, COMMITS, burst, commits, delays
-from tests.pipeline import ROOT, Pipeline, query
+from harness.database import query
+from harness.pipeline import Pipeline
 
 FEWEST = 150  # commits at a rate; of fewer the p99 is just the slowest
 RATES = {"plain": [20]}  # of the systems that do not get all
@@ -187,5 +182,4 @@ def benchmark() -> None:
 
 
 if __name__ == "__main__":
-    os.chdir(ROOT)
     command.main(benchmark)

@@ -12,7 +12,8 @@ from dataclasses import dataclass
 from psycopg2.extensions import connection as Connection
 
 from bench.systems import check_running
-from tests.pipeline import Script, query
+from harness.database import query
+from harness.script import Script
 
 MARKS = 64  # rows in the load's first transaction, and in its last: some for each partition
 FIRST_MARKS = f"INSERT INTO employees (emp_id) SELECT -n FROM generate_series(1, {MARKS}) AS n"

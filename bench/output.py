@@ -16,7 +16,8 @@ from rich.console import Console
 from rich.table import Table
 
 import config
-from tests.pipeline import ROOT, query
+from harness import ROOT
+from harness.database import query
 
 RESULTS = ROOT / "bench" / "results"
 console = Console(width=None if sys.stdout.isatty() else 130)

@@ -15,7 +15,7 @@ from psycopg2.extensions import parse_dsn
 
 import cli
 from bench.output import say
-from tests.pipeline import Pipeline
+from harness.pipeline import Pipeline
 
 ROWS = 100_000  # to be updated
 STATEMENT_ROWS = 100_000

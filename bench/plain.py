@@ -14,14 +14,10 @@ import signal
 import sys
 import time
 from contextlib import closing
-from pathlib import Path
 from typing import Any
 
 import psycopg2
 from confluent_kafka import Consumer, Producer
-
-if not __package__:
-    sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import config
 

@@ -8,7 +8,9 @@ from concurrent.futures import ThreadPoolExecutor
 
 from bench.figures import percentile
 from bench.systems import check_running
-from tests.pipeline import Pipeline, query, wait_until
+from harness.database import query
+from harness.pipeline import Pipeline
+from harness.waiting import wait_until
 
 PER_BACKEND = 500  # commits per second of one backend
 BURST = 50_000

@@ -10,14 +10,7 @@ compared.
 
 from __future__ import annotations
 
-import os
-import sys
-from pathlib import Path
-
 from psycopg2.extensions import connection as Connection
-
-if not __package__:
-    sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from bench import command, output, systems, tables
 from bench.capture import wait_until_published
@@ -25,7 +18,8 @@ from bench.figures import median, median_pair, text
 from bench.loads import ALL_PUBLISHED
 from bench.output import say
 from bench.pgbench import Case, program, transactions_per_second
-from tests.pipeline import ROOT, Pipeline, query
+from harness.database import query
+from harness.pipeline import Pipeline
 
 FILL = """
 INSERT INTO emp_cdc (emp_id, first_name, last_name, dob, city, salary, action, changed_at)
@@ -100,5 +94,4 @@ def benchmark() -> None:
 
 
 if __name__ == "__main__":
-    os.chdir(ROOT)
     command.main(benchmark)

@@ -21,7 +21,12 @@ from psycopg2.extensions import connection as Connection
 
 import config
 from bench.output import say
-from tests.pipeline import ROOT, Pipeline, Script, administer, client_settings, database_url, query, wait_until
+from harness import ROOT
+from harness.database import administer, database_url, query
+from harness.kafka import client_settings
+from harness.pipeline import Pipeline
+from harness.script import Script
+from harness.waiting import wait_until
 
 BARE = (ROOT / "bench" / "bare.sql").read_text(encoding="utf-8")
 EMPLOYEES = BARE[BARE.index("CREATE TABLE employees") : BARE.index("CREATE TABLE emp_cdc")]

@@ -8,7 +8,9 @@ from typing import Any
 from psycopg2.extensions import connection as Connection
 
 from bench.systems import check_running
-from tests.pipeline import Pipeline, query, wait_until
+from harness.database import query
+from harness.pipeline import Pipeline
+from harness.waiting import wait_until
 
 # A sum does not depend on the order. Two different tables agree in it by accident once
 # in 2^64 times.

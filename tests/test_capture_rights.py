@@ -8,7 +8,8 @@ import psycopg2
 import pytest
 from psycopg2.extensions import connection as Connection
 
-from tests.pipeline import Pipeline, query
+from harness.database import query
+from harness.pipeline import Pipeline
 
 COLUMNS = "first_name VARCHAR(100), last_name VARCHAR(100), dob DATE, city VARCHAR(100), salary INT"
 ROW_TRIGGER = "CREATE TRIGGER t AFTER INSERT ON mine FOR EACH ROW EXECUTE FUNCTION public.employee_cdc_trigger_func()"

@@ -15,9 +15,11 @@ import pytest
 from psycopg2.extensions import connection as Connection
 
 import config
+from harness.database import WAITING, administer, query
+from harness.own_servers import ours_alone, purge, url
+from harness.pipeline import Pipeline
+from harness.waiting import wait_until
 from stack import servers
-from tests.own_servers import ours_alone, purge, url
-from tests.pipeline import WAITING, Pipeline, administer, query, wait_until
 
 OFFSET = 5500  # of the port of the server here
 TAKE = "SELECT pg_advisory_lock(6513763, 1)"
