@@ -5,7 +5,8 @@ from __future__ import annotations
 from contextlib import closing
 from typing import Any
 
-from confluent_kafka import OFFSET_BEGINNING, Consumer, KafkaError, Message, TopicPartition
+from confluent_kafka import OFFSET_BEGINNING, OFFSET_END, Consumer, KafkaError, Message, TopicPartition
+from confluent_kafka.admin import AdminClient
 
 import config
 
@@ -32,3 +33,18 @@ def all_messages(topic: str) -> list[Message]:
                 elif error.code() == KafkaError._PARTITION_EOF:
                     partitions.discard(message.partition() or 0)
     return sorted(found, key=lambda message: (message.partition() or 0, message.offset() or 0))
+
+
+def count_messages(topic: str) -> int:
+    with closing(Consumer({**client_settings(), "group.id": "counter"})) as reader:
+        partitions = reader.list_topics(topic, timeout=10).topics[topic].partitions
+        bounds = [reader.get_watermark_offsets(TopicPartition(topic, number)) for number in partitions]
+        return sum(high - low for low, high in bounds)
+
+
+def remove_messages(topic: str) -> None:
+    """Remove all messages, as Kafka does once they are older than the topic keeps messages."""
+    admin = AdminClient(client_settings())
+    ends = [TopicPartition(topic, number, OFFSET_END) for number in range(3)]
+    for future in admin.delete_records(ends).values():
+        future.result(10)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -134,14 +135,23 @@ class Pipeline:
         try:
             wait_until(self.equal, seconds)
         except AssertionError:
-            outputs = "\n".join(f"{script.log.name}:\n{script.output()[-2000:]}" for script in self.scripts)
-            raise AssertionError(f"source and destination differ after {seconds:.0f} s\n{outputs}") from None
+            raise AssertionError(f"source and destination differ after {seconds:.0f} s\n{self.outputs()}") from None
+
+    def outputs(self) -> str:
+        """The end of what each script has printed."""
+        return "\n".join(f"{script.log.name}:\n{script.output()[-2000:]}" for script in self.scripts)
 
     def drain(self) -> None:
         """Publish and apply what is there, by --once."""
         for script in ("producer.py", "consumer.py"):
             result = self.run(script, "--once")
             assert result.returncode == 0, result.stdout + result.stderr
+
+    def status(self) -> Any:
+        """What admin.py status says."""
+        result = self.run("admin.py", "status", "--json")
+        assert result.returncode == 0, result.stdout + result.stderr
+        return json.loads(result.stdout)
 
     def peak_memory(self, script: str) -> float:
         """Run a script with --once; returns the most memory that it ever used, in MB."""

@@ -9,11 +9,15 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 
 import pytest
+from psycopg2.extensions import connection as Connection
 
 from harness import ROOT
+from harness.database import query
+from harness.destination import terminate
 from harness.pipeline import Pipeline, new_pipeline
 from stack.artifacts import STATE
 
@@ -60,6 +64,9 @@ def stack() -> Iterator[None]:
                 servers("down")
 
 
+# For one test
+
+
 @pytest.fixture
 def bare_pipeline(stack: None, tmp_path: Path) -> Iterator[Pipeline]:
     """Two empty databases, and no topic yet."""
@@ -84,3 +91,43 @@ def running(pipeline: Pipeline) -> Pipeline:
         cursor.execute("INSERT INTO employees (emp_id, city) VALUES (-1, 'first')")
     pipeline.wait_until_equal()
     return pipeline
+
+
+# For the tests of one file, which leave none of their own scripts running
+
+
+@pytest.fixture(scope="module")
+def databases(stack: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pipeline]:
+    """Two databases that are set up, and no topic."""
+    with new_pipeline(tmp_path_factory.mktemp("databases")) as pipeline:
+        result = pipeline.run("db_setup.py")
+        assert result.returncode == 0, result.stdout + result.stderr
+        yield pipeline
+
+
+@pytest.fixture(scope="module")
+def shared(stack: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pipeline]:
+    """A pipeline with everything set up and no script running."""
+    with new_pipeline(tmp_path_factory.mktemp("shared")) as pipeline:
+        pipeline.set_up()
+        yield pipeline
+
+
+@pytest.fixture(scope="module")
+def shared_running(shared: Pipeline) -> Iterator[Pipeline]:
+    """The same, its producer and consumer running: to the end, and without an error."""
+    scripts = [shared.start("producer.py"), shared.start("consumer.py")]
+    yield shared
+    for script in scripts:
+        assert script.stop() == 0, script.output()
+        assert "ERROR" not in script.output()
+        assert "Traceback" not in script.output()
+
+
+@pytest.fixture
+def destination(shared: Pipeline) -> Iterator[Connection]:
+    """The shared pipeline's destination, empty; whoever an earlier test left in a transaction there is gone."""
+    terminate(shared)
+    with closing(shared.destination()) as connection:
+        query(connection, "TRUNCATE employees, cdc_applied")
+        yield connection

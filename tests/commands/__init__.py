@@ -1,0 +1,1 @@
+"""The scripts at the command line."""

@@ -1,0 +1,1 @@
+"""The destination: how changes pass the gate, whatever arrives and whatever fails."""

@@ -1,0 +1,1 @@
+"""Kafka: records as messages, publishing, taking messages, offsets."""

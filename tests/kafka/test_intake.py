@@ -1,0 +1,114 @@
+"""How the consumer takes messages: batches that fill, read ahead, and bounded memory."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing, contextmanager
+from pathlib import Path
+
+import pytest
+from confluent_kafka import Consumer, Producer, TopicPartition
+
+import consumer
+import graves
+from connection import Kafka, kafka_client
+from harness.consuming import change
+from harness.kafka import client_settings
+from harness.pipeline import Pipeline
+
+
+def wide(cdc_id: int, employees: int, letters: str) -> str:
+    """A change of one of so many employees, with texts as long as they may be."""
+    text = dict.fromkeys(("first_name", "last_name", "city"), letters)
+    return change(cdc_id, 1 + cdc_id % employees, "UPDATE", **text, dob="2000-01-01", salary=1)
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="reads a process's peak from Linux' /proc")
+@pytest.mark.parametrize(
+    ("employees", "letters", "most"),
+    [
+        pytest.param(5_000, "Ж" * 100, 150, id="few wide employees"),
+        pytest.param(150_000, "Ж" * 100, 150, id="many wide employees"),
+        pytest.param(150_000, "😀" + "a" * 99, 165, id="four bytes a letter, in Python only"),
+        pytest.param(0, "", 150, id="large messages that are no change"),
+    ],
+)
+def test_a_backlog_of_any_kind_stays_within_bounded_memory(
+    pipeline: Pipeline, employees: int, letters: str, most: int
+) -> None:
+    if employees:
+        for start in range(1, 150_000, 30_000):
+            values = (wide(start + n, employees, letters) for n in range(30_000))
+            pipeline.send(*values, partition=start // 30_000 % 3)
+    else:
+        for partition in range(3):
+            pipeline.send(*("x" * 500_000 for _ in range(100)), partition=partition)
+    megabytes = pipeline.peak_memory("consumer.py")
+    print(f"peak of the consumer: {megabytes:.0f} MB")
+    assert megabytes < most
+
+
+@contextmanager
+def reading_from_the_end(pipeline: Pipeline) -> Iterator[Consumer]:
+    with closing(kafka_client(Consumer, consumer.KAFKA_SETTINGS, Kafka())) as reading:
+        place = TopicPartition(pipeline.topic, 0)
+        place.offset = reading.get_watermark_offsets(place, timeout=10)[1]
+        reading.assign([place])
+        yield reading
+
+
+@pytest.mark.parametrize("patient", [False, True])
+def test_a_backlog_that_is_read_does_not_wait_for_what_trickles_in_behind_it(
+    pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch, patient: bool
+) -> None:
+    for name in ("FILL_AT_MOST", "READ_AT_MOST"):
+        monkeypatch.setattr(consumer, name, 30.0)
+    values = [change(n, n) for n in range(1, consumer.CHUNK * 3 // 2)]
+    with reading_from_the_end(pipeline) as reading, ThreadPoolExecutor(1) as pool:
+        pipeline.send(*values, partition=0)
+        trickling = True
+
+        def trickle() -> None:
+            producer = Producer({**client_settings(), "linger.ms": 0})
+            while trickling:
+                producer.produce(pipeline.topic, values[0], partition=0)
+                assert producer.flush(10) == 0
+                time.sleep(0.01)
+
+        trickle_done = pool.submit(trickle)
+        try:
+            intake = consumer.Intake(reading, patient=patient)
+            started = time.monotonic()
+            while len(intake.batch.messages) < len(values):
+                intake.fill()
+            assert time.monotonic() - started < 10
+        finally:
+            trickling = False
+        trickle_done.result()
+
+
+@pytest.mark.parametrize("employees", [2000, 500])
+def test_a_batch_waits_for_more_only_where_that_leaves_fewer_records(
+    pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch, employees: int
+) -> None:
+    monkeypatch.setattr(graves, "EMPLOYEES", 2000)
+    for name in ("FILL", "FILL_AT_MOST"):
+        monkeypatch.setattr(consumer, name, 3.0)
+    with reading_from_the_end(pipeline) as reading:
+        intake = consumer.Intake(reading)
+
+        def fill(count: int) -> float:
+            pipeline.send(*(change(n, n % employees) for n in range(1, count + 1)), partition=0)
+            started = time.monotonic()
+            while len(intake.batch.messages) < count:
+                intake.fill()
+            intake.hand_out()
+            return time.monotonic() - started
+
+        assert fill(2000) < 2  # nothing is known yet
+        assert (fill(1500) > 2) == (employees < 2000)
+        assert fill(1500) > 2  # the batch before was not full: it shows nothing
+        assert fill(500) < 2
+        assert fill(1500) < 2  # after less than a chunk
