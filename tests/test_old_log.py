@@ -5,8 +5,10 @@ from __future__ import annotations
 import time
 from concurrent.futures import ThreadPoolExecutor
 
-from tests.pipeline import Pipeline, query, wait_until
-from tests.test_db_setup import SPECIFIED
+from harness.capturing import SPECIFIED
+from harness.database import query
+from harness.pipeline import Pipeline
+from harness.waiting import wait_until
 
 ROWS = 200_000
 LONGEST_WAIT = 0.5  # seconds; rewriting this log kept writers waiting for more than one

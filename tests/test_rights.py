@@ -17,7 +17,10 @@ import pytest
 
 import config
 from employee import CDCRecord
-from tests.pipeline import ROOT, Pipeline, administer, made, query, wait_until
+from harness import ROOT
+from harness.database import administer, query
+from harness.pipeline import Pipeline, new_pipeline
+from harness.waiting import wait_until
 
 SIDES = ("source", "destination")
 PASSWORD = "secret"
@@ -138,7 +141,7 @@ class Doors:
 @pytest.fixture(scope="module")
 def doors(stack: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Doors]:
     """A pipeline that cdc_setup has set up, that has carried two employees and has the document's rights."""
-    with made(tmp_path_factory.mktemp("rights")) as pipeline:
+    with new_pipeline(tmp_path_factory.mktemp("rights")) as pipeline:
         doors = Doors(pipeline, pipeline.name)
         names = [doors.role(role) for role in ROLES]
         for url in (config.SOURCE_DATABASE_URL, config.DESTINATION_DATABASE_URL):

@@ -6,7 +6,9 @@ import pytest
 from psycopg2.extensions import connection as Connection
 
 import config
-from tests.pipeline import ROOT, Pipeline, administer, query
+from harness import ROOT
+from harness.database import administer, query
+from harness.pipeline import Pipeline
 
 EMPLOYEES = """
 (emp_id SERIAL PRIMARY KEY, first_name VARCHAR(100), last_name VARCHAR(100), dob DATE, city VARCHAR(100), salary INT)

@@ -6,7 +6,9 @@ import json
 
 import pytest
 
-from tests.pipeline import Pipeline, query, wait_until
+from harness.database import query
+from harness.pipeline import Pipeline
+from harness.waiting import wait_until
 
 COLUMNS = "first_name VARCHAR(100), last_name VARCHAR(100), dob DATE, city VARCHAR(100), salary INT"
 PLAIN = f"CREATE TABLE employees (emp_id INT PRIMARY KEY, {COLUMNS})"

@@ -1,0 +1,74 @@
+"""producer.py at the command line: what is missing, and wrong settings."""
+
+from __future__ import annotations
+
+import time
+
+import pytest
+
+from harness.database import query
+from harness.log_reader import INSERT
+from harness.pipeline import Pipeline
+from harness.producing import create_topic, wait_until_published
+
+
+def test_a_producer_started_before_anything_is_set_up_names_what_to_run_and_goes_on(bare_pipeline: Pipeline) -> None:
+    pipeline = bare_pipeline
+    script = pipeline.start("producer.py")
+    script.wait_for("run python db_setup.py")
+    assert pipeline.run("db_setup.py").returncode == 0
+    source = pipeline.source()
+    query(source, INSERT)
+    script.wait_for("run python admin.py", 5)
+    create_topic(pipeline)
+    wait_until_published(source, 10)
+
+
+def test_what_is_missing_is_told_once(bare_pipeline: Pipeline) -> None:
+    script = bare_pipeline.start("producer.py")
+    script.wait_for("run python db_setup.py")
+    time.sleep(1)
+    assert script.output().count("\n") == 1, script.output()
+
+
+def test_once_gives_up_when_nobody_sets_anything_up(bare_pipeline: Pipeline) -> None:
+    impatient = "Outage = producer.Outage; producer.Outage = lambda stop, give_up_after: Outage(stop, 1)"
+    result = bare_pipeline.run(bare_pipeline.sabotaged("import producer", impatient), "--once", seconds=5)
+    assert result.returncode == 1
+    assert len(result.stderr.splitlines()) == 1
+
+
+def test_a_missing_trigger_is_told(pipeline: Pipeline) -> None:
+    source = pipeline.source()
+    query(source, "DROP TRIGGER employee_cdc_trigger ON employees")
+    script = pipeline.start("producer.py")
+    script.wait_for("run python db_setup.py", 5)
+    assert pipeline.run("db_setup.py").returncode == 0
+    query(source, INSERT)
+    wait_until_published(source, 10)
+
+
+@pytest.mark.parametrize("value", ["nonsense", "999999999999 days", "200000 years"])
+def test_a_wrong_retention_is_named_in_one_line(shared: Pipeline, value: str) -> None:
+    result = shared.run("producer.py", "--once", seconds=5, RETENTION=value)
+    assert result.returncode == 2
+    assert "RETENTION" in result.stderr
+    assert len(result.stderr.splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "named"),
+    [
+        ("POLL_INTERVAL", "soon", "POLL_INTERVAL"),
+        ("POLL_INTERVAL", "0", "POLL_INTERVAL"),
+        ("POLL_INTERVAL", "nan", "POLL_INTERVAL"),
+        ("KAFKA_NO_SUCH_SETTING", "1", "no.such.setting"),
+        ("KAFKA_BATCH_SIZE", "much", "batch.size"),
+        ("SOURCE_DATABASE_URL", "postgres//localhost", "SOURCE_DATABASE_URL"),
+    ],
+)
+def test_a_wrong_setting_is_named_in_one_line(shared: Pipeline, name: str, value: str, named: str) -> None:
+    result = shared.run("producer.py", "--once", seconds=20, **{name: value})
+    assert result.returncode == 2
+    assert named in result.stderr
+    assert len(result.stderr.splitlines()) == 1

@@ -1,0 +1,1 @@
+"""The source: what its triggers log, and how the producer reads the log without losing a row."""

@@ -1,0 +1,66 @@
+"""Readers of the log and writers beside them, for the tests of this folder."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import pytest
+from confluent_kafka import Producer
+from psycopg2.extensions import connection as Connection
+
+import cli
+import config
+import emp_cdc
+import producer
+from connection import Kafka, kafka_client
+from employee import Change
+from harness.capturing import SOURCE
+from harness.database import query
+from harness.log_reader import Reader
+from harness.pipeline import Pipeline
+from harness.producing import set_up_here
+
+
+@pytest.fixture
+def pipeline(bare_pipeline: Pipeline) -> Pipeline:
+    """Set up, and no script running."""
+    set_up_here(bare_pipeline)
+    return bare_pipeline
+
+
+@pytest.fixture
+def read(pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[], Reader]]:
+    """Makes readers, each from the saved position on, as a producer that starts."""
+    monkeypatch.setattr(config, "KAFKA_TOPIC", pipeline.topic)
+    client = kafka_client(Producer, producer.KAFKA_SETTINGS, Kafka())
+    readers: list[Reader] = []
+    publish = producer.publish
+
+    def publish_and_record(client: Producer, page: list[Change], stop: cli.Stop) -> None:
+        publish(client, page, stop)
+        readers[-1].published += page
+        readers[-1].pages.append(len(page))
+
+    def make() -> Reader:
+        source = pipeline.source()
+        query(source, emp_cdc.PREPARE)
+        readers.append(Reader(source, client, emp_cdc.load_position(source)))
+        return readers[-1]
+
+    monkeypatch.setattr(producer, "publish", publish_and_record)
+    yield make
+    client.flush(10)
+
+
+@pytest.fixture
+def sessions(pipeline: Pipeline) -> list[Connection]:
+    """Writers, each with a session of its own."""
+    return [pipeline.source() for _ in range(4)]
+
+
+@pytest.fixture
+def source(bare_pipeline: Pipeline) -> Connection:
+    """A session at a source that is set up, in this process."""
+    connection = bare_pipeline.source()
+    query(connection, SOURCE)
+    return connection

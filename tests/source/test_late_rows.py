@@ -1,0 +1,169 @@
+"""Rows that become visible at or below the offset, and the order in which changes are published."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from confluent_kafka import Producer
+from psycopg2.extensions import connection as Connection
+
+import cli
+import emp_cdc
+import producer
+from employee import Change
+from harness.database import query
+from harness.log_reader import (
+    ALL,
+    INSERT,
+    LOG_HEAD,
+    TAKE_XID,
+    Reader,
+    leave_out,
+    log_late_rows,
+    the_higher_xid_draws_the_lower_offset,
+    the_lower_offset_commits_last,
+)
+from harness.pipeline import Pipeline
+from harness.producing import in_pages_of
+
+Interleaving = Callable[[list[Connection], Callable[[], bool]], Any]
+
+
+@pytest.mark.parametrize(
+    ("interleaving", "needed"),
+    [
+        pytest.param(the_lower_offset_commits_last, emp_cdc.RUNNING_THEN, id="running at the poll"),
+        pytest.param(the_higher_xid_draws_the_lower_offset, emp_cdc.BEGUN_LATER, id="above the snapshot's xmax"),
+    ],
+)
+def test_a_change_that_commits_behind_the_offset_is_not_lost(
+    read: Callable[[], Reader],
+    sessions: list[Connection],
+    monkeypatch: pytest.MonkeyPatch,
+    interleaving: Interleaving,
+    needed: str,
+) -> None:
+    def losses() -> set[int]:
+        reader = read()
+        reader.drain()
+        ((head,),) = query(reader.source, LOG_HEAD)
+        interleaving(sessions, reader.poll)
+        reader.drain()
+        assert len(reader.ids()) == len(set(reader.ids()))
+        lost = reader.lost(since=head)
+        query(reader.source, "UPDATE cdc_position SET snapshot = pg_current_snapshot()")  # what is lost stays lost
+        reader.source.close()
+        return lost
+
+    for _ in range(5):
+        assert losses() == set()
+    with monkeypatch.context() as without:
+        leave_out(without, needed)
+        assert any(losses() for _ in range(20)), "the interleaving does not need this half"
+    with monkeypatch.context() as without:
+        leave_out(without, emp_cdc.RUNNING_THEN, emp_cdc.BEGUN_LATER)
+        assert losses(), "the interleaving does not need the late rows"
+    assert losses() == set()
+
+
+def test_a_rolled_back_transaction_leaves_a_hole_that_stalls_nothing(
+    read: Callable[[], Reader], sessions: list[Connection]
+) -> None:
+    a, b, *_ = sessions
+    reader = read()
+    query(a, f"BEGIN; {INSERT}")
+    query(b, INSERT)
+    assert reader.poll()
+    query(a, "ROLLBACK")
+    query(b, INSERT)
+    assert reader.poll()
+    assert not reader.poll()
+    assert reader.ids() == [2, 3]
+
+
+def test_an_open_transaction_stalls_nobody(read: Callable[[], Reader], sessions: list[Connection]) -> None:
+    a, b, *_ = sessions
+    reader = read()
+    query(a, f"BEGIN; {INSERT}")
+    for cdc_id in range(2, 6):
+        query(b, INSERT)
+        assert reader.poll()
+        assert reader.ids()[-1] == cdc_id
+    query(a, "COMMIT")
+    assert reader.poll()
+    assert reader.ids() == [2, 3, 4, 5, 1]
+
+
+@pytest.mark.parametrize("page_size", [1, 2, ALL])
+def test_late_changes_of_an_employee_go_before_its_newer_ones(
+    read: Callable[[], Reader], sessions: list[Connection], page_size: int
+) -> None:
+    a, b, *_ = sessions
+    reader = read()
+    query(a, "INSERT INTO employees (emp_id) VALUES (7)")
+    query(a, "BEGIN; UPDATE employees SET salary = 1; UPDATE employees SET salary = 2")
+    query(b, INSERT)
+    reader.drain(page_size)
+    query(a, "COMMIT")
+    query(b, "UPDATE employees SET salary = 3 WHERE emp_id = 7")
+    reader.drain(page_size)
+    assert [change.cdc_id for change in reader.published if change.emp_id == 7] == [1, 2, 3, 5]
+
+
+def test_changes_go_in_the_order_of_their_commits_per_employee_which_is_not_that_of_transaction_ids(
+    read: Callable[[], Reader], sessions: list[Connection], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    a, b, *_ = sessions
+    query(a, "INSERT INTO employees (emp_id) VALUES (7)")
+    read().drain()
+
+    def cities() -> list[str | None]:
+        query(a, f"BEGIN; {TAKE_XID}")
+        query(b, "UPDATE employees SET city = 'older'")
+        query(a, "UPDATE employees SET city = 'newer'; COMMIT")
+        reader = read()
+        reader.drain()
+        return [change.city for change in reader.published]
+
+    assert cities() == ["older", "newer"]
+    by_cdc_id = "ORDER BY cdc_id NULLS FIRST\n"
+    assert emp_cdc.PREPARE.endswith(by_cdc_id)
+    head, found = emp_cdc.PREPARE.removesuffix(by_cdc_id).split("AS\nSELECT NULL", 1)
+    by_txid = "ORDER BY (SELECT txid FROM emp_cdc WHERE cdc_id = found.cdc_id) NULLS FIRST, cdc_id"
+    monkeypatch.setattr(emp_cdc, "PREPARE", f"{head}AS SELECT * FROM (SELECT NULL{found}) AS found {by_txid}")
+    assert cities()[0] == "newer"
+
+
+# Late rows that are more than a page
+
+
+def test_late_rows_of_one_snapshot_go_in_bounded_pages_and_what_comes_meanwhile_in_the_next_round(
+    read: Callable[[], Reader], sessions: list[Connection], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reader = read()
+    log_late_rows(reader, sessions)
+    publish = producer.publish
+
+    def publish_while_others_commit(client: Producer, page: list[Change], stop: cli.Stop) -> None:
+        publish(client, page, stop)
+        if page[0].cdc_id == 1:
+            query(sessions[1], "COMMIT")  # offset 26, behind the reader's
+            query(sessions[2], INSERT)  # offset 28, beyond it
+
+    monkeypatch.setattr(producer, "publish", publish_while_others_commit)
+    assert reader.poll(10)
+    assert reader.pages == [1, 10, 10, 5]
+    assert reader.ids() == [27, *range(1, 26)]
+    assert reader.poll(10)
+    assert reader.ids() == [27, *range(1, 26), 26, 28]
+    assert not reader.poll(10)
+
+
+def test_late_rows_of_several_pages_are_counted_in_the_total(
+    pipeline: Pipeline, read: Callable[[], Reader], sessions: list[Connection]
+) -> None:
+    log_late_rows(read(), sessions)
+    result = pipeline.run(pipeline.sabotaged("import producer", in_pages_of(10)), "--once")
+    assert "published 25 changes in all" in result.stdout
