@@ -1,0 +1,140 @@
+"""admin.py status: it follows a change through all stages."""
+
+from __future__ import annotations
+
+import json
+import re
+import time
+from typing import Any
+
+import pytest
+
+from harness.database import query
+from harness.pipeline import Pipeline
+from harness.waiting import wait_until
+
+
+def screen(pipeline: Pipeline) -> dict[str, str]:
+    """What the human status shows, by its left column."""
+    result = pipeline.run("admin.py", "status", COLUMNS="200")
+    assert result.returncode == 0, result.stdout + result.stderr
+    rows = (re.findall(r"[^│]+", line) for line in result.stdout.splitlines() if line.startswith("│"))
+    return {left.strip(): right.strip() for left, right in rows}
+
+
+def lag(found: Any) -> int:
+    return sum(partition["lag"] for partition in found["kafka"]["partitions"])
+
+
+def test_status_follows_a_change_through_all_stages(pipeline: Pipeline) -> None:
+    source = pipeline.source()
+
+    # nothing yet, and nothing runs
+    found, shown = pipeline.status(), screen(pipeline)
+    assert found["source"]["rows"] == found["source"]["log_head"] == found["source"]["unpublished"] == 0
+    assert found["source"]["active_producer"] is None
+    assert [part["partition"] for part in found["kafka"]["partitions"]] == [0, 1, 2]
+    assert found["kafka"]["members"] == []
+    assert found["in_sync"] is True
+    assert shown["active producer"] == "none; start python producer.py"
+    assert shown["partition 1"] == "0 messages, lag 0, no consumer"
+    assert shown["consumer group"] == f"{pipeline.name}, 0 members; start python consumer.py"
+    assert shown["in sync"] == "yes"
+
+    # made, not published
+    query(source, "INSERT INTO employees (emp_id) VALUES (1)")
+    time.sleep(0.2)  # the age shows tenths of a second
+    found, shown = pipeline.status(), screen(pipeline)
+    assert (found["source"]["rows"], found["destination"]["rows"]) == (1, 0)
+    assert (found["source"]["log_head"], found["source"]["published_offset"]) == (1, 0)
+    assert found["source"]["unpublished"] == 1
+    assert found["source"]["oldest_unpublished_seconds"] >= 0.2
+    assert (lag(found), found["in_sync"]) == (0, False)
+    assert re.fullmatch(r"1, the oldest for \d+\.\d s", shown["unpublished"])
+    assert shown["in sync"] == "no"
+
+    # published, not applied
+    assert pipeline.run("producer.py", "--once").returncode == 0
+    found, shown = pipeline.status(), screen(pipeline)
+    assert (found["source"]["unpublished"], found["source"]["published_offset"]) == (0, 1)
+    assert (lag(found), found["in_sync"]) == (1, False)
+    assert "1 messages, lag 1, no consumer" in shown.values()
+    assert shown["unpublished"] == "0"
+
+    # committed late, behind the published offset
+    late = pipeline.source()
+    query(late, "BEGIN; INSERT INTO employees (emp_id) VALUES (2)")
+    query(source, "INSERT INTO employees (emp_id) VALUES (3)")
+    assert pipeline.run("producer.py", "--once").returncode == 0
+    query(late, "COMMIT")
+    found = pipeline.status()
+    assert (found["source"]["log_head"], found["source"]["published_offset"]) == (3, 3)
+    assert found["source"]["unpublished"] == 1
+
+    # applied; both scripts run
+    with pipeline.running("producer.py"), pipeline.running("consumer.py"):
+        pipeline.wait_until_equal()
+        found = wait_until(lambda: (now := pipeline.status())["in_sync"] and now, what="in sync")
+        shown = screen(pipeline)
+        assert (found["source"]["rows"], found["destination"]["rows"]) == (3, 3)
+        assert (found["source"]["unpublished"], lag(found), found["kafka"]["dead_letters"]) == (0, 0, 0)
+        assert re.fullmatch(r"pid \d+ at \S+", found["source"]["active_producer"])
+        (member,) = found["kafka"]["members"]
+        assert [part["member"] for part in found["kafka"]["partitions"]] == [member] * 3
+        assert sum(part["end_offset"] for part in found["kafka"]["partitions"]) == 3
+        assert shown["consumer group"] == f"{pipeline.name}, 1 members"
+        assert shown["active producer"] == found["source"]["active_producer"]
+        assert shown["in sync"] == "yes"
+
+        # and one that cannot be applied
+        pipeline.send("no change")
+        wait_until(lambda: pipeline.status()["kafka"]["dead_letters"] == 1, what="a dead letter")
+        assert screen(pipeline)["dead letters"].startswith("1")
+
+
+NOT_ANSWERING = {
+    "source": ({"SOURCE_DATABASE_URL": "postgresql://postgres@localhost:1/none"}, "source at localhost:1: "),
+    "kafka": ({"KAFKA_BOOTSTRAP_SERVERS": "localhost:1"}, "Kafka at localhost:1: "),
+    "destination": (
+        {"DESTINATION_DATABASE_URL": "postgresql://postgres@localhost:1/none"},
+        "destination at localhost:1: ",
+    ),
+}
+
+
+@pytest.mark.parametrize("stage", NOT_ANSWERING)
+def test_status_of_a_stage_that_does_not_answer_is_an_error_beside_the_others(pipeline: Pipeline, stage: str) -> None:
+    settings, said = NOT_ANSWERING[stage]
+    pipeline.environment.update(settings)
+    impatient = pipeline.sabotaged("import status, admin", "status.STATUS_WAIT = 1")
+    result = pipeline.run(impatient, "status", "--json")
+    assert result.returncode == 1
+    assert "Traceback" not in result.stderr
+    found = json.loads(result.stdout)
+    assert found[stage]["error"].startswith(said)
+    assert "\n" not in found[stage]["error"]
+    assert [other for other in NOT_ANSWERING if "error" in found[other]] == [stage]
+    assert found["in_sync"] is False
+    human = pipeline.run(impatient, "status", COLUMNS="200")
+    assert human.returncode == 1
+    assert said in human.stdout
+
+
+def test_status_names_the_script_that_makes_what_is_missing(bare_pipeline: Pipeline) -> None:
+    result = bare_pipeline.run("admin.py", "status", "--json")
+    assert result.returncode == 1
+    found = json.loads(result.stdout)
+    assert found["source"]["error"].endswith("run python db_setup.py")
+    assert found["kafka"]["error"] == f"topic {bare_pipeline.topic} does not exist; run python admin.py"
+    assert found["destination"]["error"].endswith("run python db_setup.py")
+    assert bare_pipeline.run("db_setup.py").returncode == 0
+    query(bare_pipeline.source(), "DELETE FROM cdc_position")
+    found = json.loads(bare_pipeline.run("admin.py", "status", "--json").stdout)
+    assert found["source"]["error"].endswith("run python db_setup.py")
+
+
+def test_status_shows_an_error_with_brackets_as_it_is(databases: Pipeline) -> None:
+    url = databases.destination_url + "_[/b]"
+    result = databases.run("admin.py", "status", COLUMNS="200", DESTINATION_DATABASE_URL=url)
+    assert result.returncode == 1
+    assert '_[/b]" does not exist' in result.stdout
