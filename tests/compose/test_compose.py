@@ -18,15 +18,7 @@ from harness import ROOT
 from harness.database import query
 from harness.script import Script
 from harness.waiting import wait_until
-from tests.compose.compose import (
-    ONE_MACHINE,
-    destination,
-    docker,
-    run_script,
-    source,
-    start_script,
-    wait_until_equal,
-)
+from tests.compose.compose import ONE_MACHINE, destination, docker, run_script, source, start_script, wait_until_equal
 
 INSERT = "INSERT INTO employees (city, salary) SELECT %(city)s, n FROM generate_series(1, %(rows)s) AS n"
 SERVERS = {"zookeeper", "kafka", "source", "destination"}

@@ -9,7 +9,6 @@ from __future__ import annotations
 import os
 import signal
 import time
-from collections.abc import Iterator
 from contextlib import suppress
 from random import Random
 
@@ -17,6 +16,7 @@ import psycopg2
 import pytest
 from psycopg2.extensions import connection as Connection
 
+from harness.consuming import SAME_PLACE
 from harness.database import query
 from harness.pipeline import Pipeline
 from harness.script import Script
@@ -46,14 +46,10 @@ TEXTS = ("", "Zoë", "O'Neil \\", '"quoted"', "line\nbreak\t", "😀" * 100, "x"
 DATES = ("1970-01-01", "0044-03-15 BC", "infinity", "-infinity", "5874897-12-31", "2024-02-29", None)
 
 
-@pytest.fixture(scope="module")
-def shared(stack: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pipeline]:
-    pipeline = Pipeline(f"cdc_random_{os.getpid()}", tmp_path_factory.mktemp("random"))
-    pipeline.environment["KAFKA_GROUP_INSTANCE_ID"] = "one"  # so that a killed consumer is not waited for
-    pipeline.create()
-    pipeline.set_up()
-    yield pipeline
-    pipeline.drop()
+@pytest.fixture(scope="module", autouse=True)
+def one_place(shared: Pipeline) -> None:
+    """A killed consumer is not waited for."""
+    shared.environment.update(SAME_PLACE)
 
 
 def seeds() -> list[int]:

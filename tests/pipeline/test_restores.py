@@ -9,14 +9,12 @@ from datetime import datetime
 
 import psycopg2
 import pytest
-from confluent_kafka import OFFSET_END, TopicPartition
-from confluent_kafka.admin import AdminClient
 from psycopg2.extensions import connection as Connection
 
 import config
 from harness import ROOT
 from harness.database import BACKWARDS, WATCH, administer, database_url, query
-from harness.kafka import client_settings
+from harness.kafka import remove_messages
 from harness.pipeline import Pipeline
 from harness.waiting import wait_until
 
@@ -165,10 +163,7 @@ def test_the_topic_lost_with_messages_that_were_not_read(pipeline: Pipeline) -> 
 
 def test_the_consumer_away_longer_than_the_topic_keeps_messages(pipeline: Pipeline) -> None:
     source = publish_unread(pipeline, "unread")
-    ends = [TopicPartition(pipeline.topic, number, OFFSET_END) for number in range(3)]
-    admin = AdminClient(client_settings())
-    for future in admin.delete_records(ends).values():
-        future.result(10)
+    remove_messages(pipeline.topic)
     change(source, "after")
     pipeline.start("producer.py")
     consumer = pipeline.start("consumer.py")
