@@ -8,6 +8,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
@@ -21,16 +22,35 @@ from harness.destination import terminate
 from harness.pipeline import Pipeline, new_pipeline
 from stack.artifacts import STATE
 
-# These need the machine for themselves, some of them for minutes: make test and make chaos run them apart.
-ALONE = ["test_chaos.py", "test_kraft_cluster.py", "test_outages.py", "test_speed.py"]
-collect_ignore = [] if os.environ.get("FAULTS") else ALONE
-
 VERSIONS = os.environ.get("STACK", "").split()  # of the servers, such as "--postgres 13 --kafka 4"
 
 
-def pytest_configure() -> None:
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--seed", type=int, help="of the random tests, to play a run's again; default: from the clock")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    # The workers of a run get the options of the process that starts them, and so its seed.
+    if config.option.seed is None:
+        config.option.seed = time.time_ns() // 1_000_000
     # A shell that starts us in the background has us, and every script that a test starts, ignore Ctrl-C.
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if item.get_closest_marker("timing"):
+            item.add_marker(pytest.mark.flaky(reruns=1))
+
+
+def pytest_report_header(config: pytest.Config) -> str:
+    return f"random tests: --seed {config.option.seed}"
+
+
+@pytest.fixture(scope="session")
+def run_seed(pytestconfig: pytest.Config) -> int:
+    """Where this run's random tests begin."""
+    return int(pytestconfig.option.seed)
 
 
 def servers(*arguments: str) -> subprocess.CompletedProcess[str]:

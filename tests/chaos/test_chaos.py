@@ -5,7 +5,11 @@ from __future__ import annotations
 import subprocess
 import sys
 
+import pytest
+
 from harness import ROOT
+
+pytestmark = pytest.mark.alone
 
 ARGUMENTS = ["--seconds", "60", "--port-offset", "2100"]
 # A busy machine may be slow; the 10 s are for `make chaos`.

@@ -113,6 +113,7 @@ def test_a_destination_that_differs_is_a_failure(shared_running: Pipeline, impat
     shared_running.wait_until_equal()
 
 
+@pytest.mark.timing
 def test_ctrl_c_while_it_waits_ends_it_soon(shared_running: Pipeline) -> None:
     source = shared_running.source()
     ((before,),) = query(source, "SELECT count(*) FROM employees")

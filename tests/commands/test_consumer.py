@@ -23,6 +23,7 @@ def test_once_reads_what_is_there_and_exits_0_also_where_partitions_are_empty(pi
     assert ids(pipeline.destination()) == [1, 2]
 
 
+@pytest.mark.timing
 def test_once_ends_also_when_messages_and_the_end_of_their_partition_come_in_one_batch(pipeline: Pipeline) -> None:
     holder, destination = pipeline.destination(), pipeline.destination()
     query(holder, "BEGIN; LOCK TABLE employees")
@@ -42,6 +43,7 @@ GIVES_UP = {
 }
 
 
+@pytest.mark.timing
 @pytest.mark.parametrize(
     "what",
     [
@@ -68,6 +70,7 @@ def test_once_gives_up_with_one_line_and_exit_1(shared: Pipeline, what: str) -> 
         script.kill()
 
 
+@pytest.mark.timing
 def test_a_consumer_whose_place_another_one_took_says_so_and_ends(shared: Pipeline) -> None:
     first = shared.start("consumer.py", **SAME_PLACE)
     first.wait_for("partitions assigned")
@@ -99,6 +102,7 @@ def test_a_wrong_password_ends_with_one_line_and_exit_2(shared: Pipeline) -> Non
         wait_until_read(shared)
 
 
+@pytest.mark.timing
 def test_a_wrong_password_is_found_before_the_first_message(shared: Pipeline) -> None:
     url = wrong_password(shared.destination_url)
     script = shared.start("consumer.py", **SAME_PLACE, DESTINATION_DATABASE_URL=url)
@@ -108,6 +112,7 @@ def test_a_wrong_password_is_found_before_the_first_message(shared: Pipeline) ->
         script.kill()
 
 
+@pytest.mark.timing
 def test_a_consumer_that_ends_with_an_error_ends_at_once(shared: Pipeline) -> None:
     """Also when the group has just given it partitions that it has not taken: left to the end of the interpreter,
     Kafka's client would wait for that without end, deaf to signals."""

@@ -120,6 +120,7 @@ def test_a_table_employees_with_values_that_the_log_cannot_hold_is_refused(bare_
     query(source, "INSERT INTO employees (emp_id, city) VALUES (2::bigint ^ 40, repeat('x', 200))")
 
 
+@pytest.mark.timing
 def test_a_long_transaction_makes_a_set_up_give_up_in_one_line_and_leave_nothing(bare_pipeline: Pipeline) -> None:
     writer, other = bare_pipeline.source(), bare_pipeline.source()
     query(writer, SPECIFIED)

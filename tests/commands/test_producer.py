@@ -12,6 +12,7 @@ from harness.pipeline import Pipeline
 from harness.producing import create_topic, wait_until_published
 
 
+@pytest.mark.timing
 def test_a_producer_started_before_anything_is_set_up_names_what_to_run_and_goes_on(bare_pipeline: Pipeline) -> None:
     pipeline = bare_pipeline
     script = pipeline.start("producer.py")
@@ -31,6 +32,7 @@ def test_what_is_missing_is_told_once(bare_pipeline: Pipeline) -> None:
     assert script.output().count("\n") == 1, script.output()
 
 
+@pytest.mark.timing
 def test_once_gives_up_when_nobody_sets_anything_up(bare_pipeline: Pipeline) -> None:
     impatient = "Outage = producer.Outage; producer.Outage = lambda stop, give_up_after: Outage(stop, 1)"
     result = bare_pipeline.run(bare_pipeline.sabotaged("import producer", impatient), "--once", seconds=5)
@@ -38,6 +40,7 @@ def test_once_gives_up_when_nobody_sets_anything_up(bare_pipeline: Pipeline) -> 
     assert len(result.stderr.splitlines()) == 1
 
 
+@pytest.mark.timing
 def test_a_missing_trigger_is_told(pipeline: Pipeline) -> None:
     source = pipeline.source()
     query(source, "DROP TRIGGER employee_cdc_trigger ON employees")
@@ -48,6 +51,7 @@ def test_a_missing_trigger_is_told(pipeline: Pipeline) -> None:
     wait_until_published(source, 10)
 
 
+@pytest.mark.timing
 @pytest.mark.parametrize("value", ["nonsense", "999999999999 days", "200000 years"])
 def test_a_wrong_retention_is_named_in_one_line(shared: Pipeline, value: str) -> None:
     result = shared.run("producer.py", "--once", seconds=5, RETENTION=value)

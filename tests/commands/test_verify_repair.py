@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import time
 
+import pytest
+
 from harness.database import WAITING, query
 from harness.pipeline import Pipeline
 from harness.verifying import MANY, WITH_LOG, WITHOUT_LOG, differing, fill_both, verify, writers
@@ -113,6 +115,7 @@ def test_a_row_that_the_source_is_inserting_is_not_deleted_by_repair(running: Pi
     assert query(running.destination(), "SELECT city FROM employees WHERE emp_id = 9") == [("Rome",)]
 
 
+@pytest.mark.timing
 def test_repair_holds_nobody_up_while_a_long_transaction_is_open(running: Pipeline) -> None:
     source, long, destination = running.source(), running.source(), running.destination()
     query(source, "INSERT INTO employees (emp_id) SELECT generate_series(1, 10)")

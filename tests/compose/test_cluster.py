@@ -28,6 +28,8 @@ from tests.compose.compose import (
 )
 from tests.compose.load import load
 
+pytestmark = pytest.mark.compose
+
 BROKERS = {"kafka1": 1, "kafka2": 2, "kafka3": 3}
 PRODUCERS = ("producer1", "producer2")
 CONSUMERS = ("consumer1", "consumer2", "consumer3")

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import re
-import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from contextlib import closing
@@ -14,11 +11,12 @@ from pathlib import Path
 import pytest
 
 import config
-from harness import ROOT
 from harness.database import query
 from harness.script import Script
 from harness.waiting import wait_until
 from tests.compose.compose import ONE_MACHINE, destination, docker, run_script, source, start_script, wait_until_equal
+
+pytestmark = pytest.mark.compose
 
 INSERT = "INSERT INTO employees (city, salary) SELECT %(city)s, n FROM generate_series(1, %(rows)s) AS n"
 SERVERS = {"zookeeper", "kafka", "source", "destination"}
@@ -185,22 +183,3 @@ def test_all_servers_killed_at_once_come_back_with_up_and_nothing_is_lost(script
     insert("just after", 1)
     wait_until_equal()
     assert [stopped(script) >= 5001 for script in scripts.values()] == [True, True]
-
-
-def settings(environment: dict[str, str]) -> str:
-    """What config.py makes of an environment."""
-    shown = "import config; print({name: value for name, value in vars(config).items() if name.isupper()})"
-    command = [sys.executable, "-c", shown]
-    environment = {**environment, "PYTHONHASHSEED": "0"}  # sets are shown in the same order
-    return subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True, check=True).stdout
-
-
-def test_env_example_names_every_setting_with_its_default() -> None:
-    example = (ROOT / ".env.example").read_text(encoding="utf-8")
-    named = dict(re.findall(r"^#?([A-Z_]+)=(.*)$", example, re.MULTILINE))
-    read = set(re.findall(r'(?:environ\.get|_seconds)\("([A-Z_]+)"', (ROOT / "config.py").read_text(encoding="utf-8")))
-    assert read | {"KAFKA_BOOTSTRAP_SERVERS"} <= named.keys()
-    examples_only = {name for name in named if name.startswith(("KAFKA_SECURITY", "KAFKA_SASL"))}
-    defaults = {name: value for name, value in named.items() if name not in examples_only}
-    nothing = dict.fromkeys(named, "")  # over .env
-    assert settings({**os.environ, **nothing, **defaults}) == settings({**os.environ, **nothing})

@@ -5,6 +5,7 @@ from __future__ import annotations
 import signal
 import time
 
+import pytest
 from psycopg2.extensions import connection as Connection
 
 from harness.consuming import SAME_PLACE, change, wait_until_read
@@ -34,6 +35,7 @@ def test_a_consumer_killed_while_the_server_works_for_it_loses_nothing(
     assert restarted.stop() == 0
 
 
+@pytest.mark.timing
 def test_a_stop_finishes_the_batch_in_hand_and_commits_its_offsets(shared: Pipeline, destination: Connection) -> None:
     script = shared.start("consumer.py", **SAME_PLACE)
     script.wait_for("partitions assigned")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 
+import pytest
 from psycopg2.extensions import connection as Connection
 
 import config
@@ -14,6 +15,7 @@ from harness.pipeline import Pipeline
 from harness.waiting import wait_until
 
 
+@pytest.mark.timing
 def test_a_long_outage_is_said_once_waited_out_and_costs_no_membership(pipeline: Pipeline) -> None:
     with consuming(pipeline, KAFKA_MAX_POLL_INTERVAL_MS="6000") as script:
         pipeline.send(change(1, 1), partition=0)
@@ -57,6 +59,7 @@ def test_partitions_may_change_hands_while_consumers_wait_for_the_destination(pi
         assert script.stop() == 0, script.output()
 
 
+@pytest.mark.timing
 def test_a_partition_given_up_while_the_destination_was_away_is_read_when_it_comes_back(pipeline: Pipeline) -> None:
     first = start_consumer(pipeline)
     shut_out(pipeline)
@@ -74,6 +77,7 @@ def test_a_partition_given_up_while_the_destination_was_away_is_read_when_it_com
     assert first.stop() == 0
 
 
+@pytest.mark.timing
 def test_partitions_added_while_the_destination_is_away_are_read(pipeline: Pipeline) -> None:
     with consuming(pipeline) as script:
         pipeline.send(change(1, 1), partition=0)
@@ -90,6 +94,7 @@ def test_partitions_added_while_the_destination_is_away_are_read(pipeline: Pipel
         wait_for_rows(pipeline, [1, 2, 10, 11, 12, 13, 14], seconds=6)
 
 
+@pytest.mark.timing
 def test_a_stop_while_the_destination_is_away_ends_soon_and_loses_nothing(shared: Pipeline) -> None:
     query(shared.destination(), "TRUNCATE employees, cdc_applied")
     shut_out(shared)
@@ -147,6 +152,7 @@ def test_a_bad_message_is_buried_once_however_long_the_good_ones_wait(
     assert len(letters) == 1
 
 
+@pytest.mark.timing
 def test_a_destination_without_an_encoding_takes_every_text(bare_pipeline: Pipeline) -> None:
     administer(config.DESTINATION_DATABASE_URL, f"DROP DATABASE {bare_pipeline.name}_copy")
     create = f"CREATE DATABASE {bare_pipeline.name}_copy ENCODING 'SQL_ASCII' LOCALE 'C' TEMPLATE template0"

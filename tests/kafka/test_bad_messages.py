@@ -205,6 +205,7 @@ def test_a_dead_letter_is_not_told_as_applied(buried: Buried) -> None:
     assert "a message that is no change → " not in buried.output
 
 
+@pytest.mark.timing
 def test_a_bad_message_as_large_as_a_broker_takes_becomes_a_dead_letter(pipeline: Pipeline) -> None:
     large = b"x" * 1_048_000
     with closing(Producer({**client_settings(), "message.max.bytes": 2_000_000})) as stranger:

@@ -59,6 +59,7 @@ def reading_from_the_end(pipeline: Pipeline) -> Iterator[Consumer]:
         yield reading
 
 
+@pytest.mark.timing
 @pytest.mark.parametrize("patient", [False, True])
 def test_a_backlog_that_is_read_does_not_wait_for_what_trickles_in_behind_it(
     pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch, patient: bool
@@ -89,6 +90,7 @@ def test_a_backlog_that_is_read_does_not_wait_for_what_trickles_in_behind_it(
         trickle_done.result()
 
 
+@pytest.mark.timing
 @pytest.mark.parametrize("employees", [2000, 500])
 def test_a_batch_waits_for_more_only_where_that_leaves_fewer_records(
     pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch, employees: int

@@ -88,6 +88,7 @@ def test_kafka_failing_while_the_first_message_is_looked_for_is_waited_out(share
         wait_until_read(shared)
 
 
+@pytest.mark.timing
 def test_an_offset_that_kafka_did_not_take_is_committed_again(shared: Pipeline, destination: Connection) -> None:
     """A commit in the midst of a rebalance fails. Left so, an idle partition looks unread, and once retention has
     removed its messages, as if they had been lost."""

@@ -17,5 +17,4 @@ from harness.pipeline import Pipeline as Pipeline
 from harness.pipeline import new_pipeline as made  # noqa: F401
 from harness.script import Script as Script
 from harness.script import peak_memory as peak_memory
-from harness.seed import CLOCK_SEED as CLOCK_SEED
 from harness.waiting import wait_until as wait_until

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-import os
 import random
 import signal
 import time
 from concurrent.futures import ThreadPoolExecutor
+
+import pytest
 
 from harness.database import query
 from harness.pipeline import Pipeline
 from harness.waiting import wait_until
 
 
+@pytest.mark.timing
 def test_what_psql_changes_on_the_source_is_seen_at_the_destination_in_under_a_second(running: Pipeline) -> None:
     source, destination = running.source(), running.destination()
     steps = {
@@ -64,9 +66,8 @@ STATEMENTS = (
 )
 
 
-def test_ten_writers_at_once_lose_not_one_row(running: Pipeline) -> None:
-    """WRITERS_SECONDS=60 for the long run."""
-    seconds = float(os.environ.get("WRITERS_SECONDS", "8"))
+@pytest.mark.parametrize("seconds", [8, pytest.param(60, marks=pytest.mark.long)])
+def test_ten_writers_at_once_lose_not_one_row(running: Pipeline, seconds: float) -> None:
     with ThreadPoolExecutor(10) as writers:
         list(writers.map(lambda seed: write(running, seed, seconds), range(10)))
     running.wait_until_equal()

@@ -19,6 +19,8 @@ from harness.waiting import wait_until
 from stack import servers
 from stack.servers import Server
 
+pytestmark = pytest.mark.alone
+
 OFFSET = 2400  # of the ports of the servers here
 PULSES = 40  # employees that change all the time: enough of them for every partition
 

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import pytest
+
 from bench.catch_up import run_ours, run_plain
+
+pytestmark = pytest.mark.alone
 
 
 def test_a_backlog_is_carried_ten_times_as_fast_as_by_the_plain_design(stack: None) -> None:

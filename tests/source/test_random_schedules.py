@@ -15,7 +15,6 @@ from harness.database import query
 from harness.log_reader import LOG_HEAD, TAKE_XID, Reader, leave_out
 from harness.pipeline import Pipeline
 from harness.producing import published, rise_per_employee
-from harness.seed import CLOCK_SEED
 
 
 def random_schedule(seed: int, sessions: list[Connection], poll: Callable[[int], bool]) -> None:
@@ -61,7 +60,11 @@ def random_schedule(seed: int, sessions: list[Connection], poll: Callable[[int],
 
 
 def test_random_schedules_of_four_sessions_lose_repeat_and_reorder_nothing(
-    pipeline: Pipeline, read: Callable[[], Reader], sessions: list[Connection], monkeypatch: pytest.MonkeyPatch
+    pipeline: Pipeline,
+    read: Callable[[], Reader],
+    sessions: list[Connection],
+    monkeypatch: pytest.MonkeyPatch,
+    run_seed: int,
 ) -> None:
     rounds = 0
     publish_late = producer.publish_late
@@ -72,9 +75,8 @@ def test_random_schedules_of_four_sessions_lose_repeat_and_reorder_nothing(
         return publish_late(*arguments)
 
     monkeypatch.setattr(producer, "publish_late", counted)
-    clock = CLOCK_SEED
-    print(f"seeds: 1 to 30, {clock} to {clock + 29}")
-    seeds = [*range(1, 31), *range(clock, clock + 30)]
+    print(f"seeds: 1 to 30, {run_seed} to {run_seed + 29}")
+    seeds = [*range(1, 31), *range(run_seed, run_seed + 30)]
 
     reader = read()
     for seed in seeds:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from concurrent.futures import ThreadPoolExecutor
 
+import pytest
 from psycopg2.extensions import connection as Connection
 
 from harness.database import query
@@ -14,6 +15,7 @@ from harness.producing import published, start_producer, wait_until_published
 from harness.waiting import wait_until
 
 
+@pytest.mark.timing
 def test_a_second_producer_stands_by_and_takes_over_when_the_first_is_killed(pipeline: Pipeline) -> None:
     source = pipeline.source()
     first = start_producer(pipeline)

@@ -35,6 +35,7 @@ def streaming(reader: Reader) -> Iterator[Future[None]]:
         stream.result(10)
 
 
+@pytest.mark.timing
 def test_at_rest_no_change_waits_for_the_poll_interval(pipeline: Pipeline) -> None:
     start_producer(pipeline, POLL_INTERVAL="30")
     source = pipeline.source()
@@ -44,6 +45,7 @@ def test_at_rest_no_change_waits_for_the_poll_interval(pipeline: Pipeline) -> No
         assert wait_until_published(source, 5) < 1
 
 
+@pytest.mark.timing
 def test_beside_an_open_transaction_no_change_waits_for_the_poll_interval(pipeline: Pipeline) -> None:
     start_producer(pipeline, POLL_INTERVAL="30")
     source, idle = pipeline.source(), pipeline.source()
@@ -132,6 +134,7 @@ def notifications_and_commits(pipeline: Pipeline, seconds: float) -> tuple[int, 
     return len(listener.notifies), commits
 
 
+@pytest.mark.timing
 def test_under_load_nobody_notifies(pipeline: Pipeline) -> None:
     start_producer(pipeline)
     notifications, commits = notifications_and_commits(pipeline, 2)
@@ -143,6 +146,7 @@ def test_under_load_nobody_notifies(pipeline: Pipeline) -> None:
     assert notifications == commits, "the count of notifications shows nothing"
 
 
+@pytest.mark.timing
 @pytest.mark.parametrize(("changes", "wakes"), [(1, 0), (producer.FEW, 0), (producer.FEW + 1, 1)])
 def test_only_a_larger_page_wakes_the_producer_up(
     read: Callable[[], Reader], sessions: list[Connection], monkeypatch: pytest.MonkeyPatch, changes: int, wakes: int
@@ -181,6 +185,7 @@ def test_the_larger_a_page_the_longer_the_next_one_may_fill(
     assert slept == ([seconds] if seconds else [])
 
 
+@pytest.mark.timing
 def test_without_notifications_a_change_waits_for_the_poll_interval_only(pipeline: Pipeline) -> None:
     source = pipeline.source()
     query(source, "SET cdc.notify = off; LISTEN emp_cdc")
