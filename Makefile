@@ -23,13 +23,10 @@ $(VENV)/.development: requirements-dev.txt $(VENV)/.scripts
 demo: $(VENV)/.scripts  ## servers, set-up, producer, consumer and test_cdc.py, then all stopped again
 	@sh stack/demo.sh $(RUN)
 
-# These need the machine for themselves.
-ALONE := tests/test_chaos.py tests/test_kraft_cluster.py tests/test_speed.py
-
 .PHONY: test
-test: lint  ## lint, types, a minute of faults and the suite on real servers; what fails gets one more try
-	FAULTS=1 $(RUN) -m pytest $(ALONE) || FAULTS=1 $(RUN) -m pytest $(ALONE)
-	$(RUN) -m pytest -n 2 || $(RUN) -m pytest --last-failed --last-failed-no-failures none
+test: lint  ## lint, types, and the suite on real servers: first what needs the machine alone; within 13 minutes
+	$(RUN) -m pytest -m "alone and not long"
+	$(RUN) -m pytest -n 2 -m "not alone and not long and not compose"
 
 .PHONY: lint
 lint: $(VENV)/.development  ## ruff and mypy --strict
@@ -67,10 +64,11 @@ clean:  ## stop what was started here, and remove stack/.state, .venv and caches
 
 .PHONY: test-compose
 test-compose: $(VENV)/.development  ## both compose files on a real Docker engine, on docker-compose.yml's ports
-	TEST_COMPOSE=1 $(RUN) -m pytest tests/compose
+	$(RUN) -m pytest -m compose
 
-.PHONY: chaos
-chaos: $(VENV)/.development  ## faults of all kinds for 4 minutes, 500 random examples, outages of 60 s; about 12 minutes
+.PHONY: chaos faults
+chaos: $(VENV)/.development  ## faults of all kinds, under load, for 4 minutes
 	$(RUN) -m tests.chaos --seconds 240
-	FAULTS=1 OUTAGE_SECONDS=60 $(RUN) -m pytest tests/test_outages.py tests/test_kraft_cluster.py
-	CHAOS_EXAMPLES=500 $(RUN) -m pytest -n 2 tests/test_random_operations.py
+faults: chaos  ## the same, then the long tests: outages of a minute, 500 random examples, a million rows
+	$(RUN) -m pytest -m "long and alone"
+	$(RUN) -m pytest -n 2 -m "long and not alone"
