@@ -15,75 +15,85 @@ python admin.py dead-letters --discard        delete them; asks first
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 import time
 from datetime import datetime
 from typing import Any
 
+import config
+from cdc import cli, dead_letters, status
+from cdc.kafka import Brokers, make_client
+from cdc.postgres import WrongSetting
+from cdc.topic import group_members, offset_bounds, offsets_at
+
 from confluent_kafka import ConsumerGroupTopicPartitions, KafkaError, KafkaException, TopicPartition
 from confluent_kafka.admin import AdminClient, NewPartitions, NewTopic, OffsetSpec  # type: ignore[attr-defined]
-from rich.console import Console
 
-import cli
-import config
-import dead_letters
-from connection import Kafka, WrongSetting, kafka_client
-from status import group_members, offsets, offsets_at, show, status
-
-PARTITIONS = 3
-MOST = 10_000  # partitions that a broker makes at once
-DEAD_LETTERS = {
+PARTITIONS, REPLICATION_FACTOR = 3, 1
+MAX_PARTITIONS = 10_000  # that a broker makes at once
+DEAD_LETTER_SETTINGS = {
     "retention.ms": "-1",  # kept until somebody looks at them
     "max.message.bytes": "100000000",  # a message as large as the topic takes, and the headers it gets
 }
 WAIT = 60  # seconds for Kafka to come up, or for a deletion to be done
 
 
-def wait_for_kafka(admin: AdminClient) -> dict[str, Any]:
-    """Return the topics that are there; exits if no broker answers within WAIT seconds."""
+def wait_for_topics(admin: AdminClient) -> dict[str, Any]:
+    """Return the existing topics by name; exits if no broker answers within WAIT seconds."""
     end = time.monotonic() + WAIT
-    said = False
+    warned = False
     while True:
         try:
             return dict(admin.list_topics(timeout=2).topics)
         except KafkaException as error:
-            away = f"Kafka at {config.KAFKA['bootstrap.servers']} does not answer"
+            down = f"Kafka at {config.KAFKA['bootstrap.servers']} does not answer"
             if time.monotonic() > end:
-                cli.fail(f"{away}: {error.args[0].str()}; gave up after {WAIT} s")
-            if not said:
-                print(f"{away}; waiting", flush=True)
-                said = True
+                cli.fail(f"{down}: {error.args[0].str()}; gave up after {WAIT} s")
+            if not warned:
+                print(f"{down}; waiting", flush=True)
+                warned = True
 
 
-def create(admin: AdminClient, partitions: int | None, replication: int) -> None:
+def create(admin: AdminClient, partitions: int | None, replication: int | None) -> None:
     """Create both topics; add partitions to a topic that has fewer than asked for."""
-    there = wait_for_kafka(admin)
-    durable = {"min.insync.replicas": "2"} if replication > 2 else {}
+    existing = wait_for_topics(admin)
+    replicas = replication or REPLICATION_FACTOR
+    durable = {"min.insync.replicas": "2"} if replicas > 2 else {}
     wanted = [
-        NewTopic(config.KAFKA_TOPIC, partitions or PARTITIONS, replication, config=durable),
-        NewTopic(config.DEAD_LETTER_TOPIC, 1, replication, config={**durable, **DEAD_LETTERS}),
+        NewTopic(config.KAFKA_TOPIC, partitions or PARTITIONS, replicas, config=durable),
+        NewTopic(config.DEAD_LETTER_TOPIC, 1, replicas, config={**durable, **DEAD_LETTER_SETTINGS}),
     ]
     for topic in wanted:
-        if topic.topic in there:
-            count = len(there[topic.topic].partitions)
-            if topic.topic == config.KAFKA_TOPIC and partitions and partitions > count:
-                done(admin.create_partitions([NewPartitions(topic.topic, partitions)]))
-                print(f"topic {topic.topic}: {partitions} partitions, {count} before")
-            else:
-                print(f"topic {topic.topic} exists, {counted(count)}")
-        elif done(admin.create_topics([topic])):
-            print(f"topic {topic.topic} created, {counted(topic.num_partitions)}")
+        asked = partitions if topic.topic == config.KAFKA_TOPIC else None
+        if topic.topic in existing:
+            keep_or_extend(admin, topic.topic, existing[topic.topic], asked, replication)
+        elif wait_until_done(admin.create_topics([topic])):
+            print(f"topic {topic.topic} created, {in_words(topic.num_partitions)}")
         else:
             print(f"topic {topic.topic} exists")
 
 
-def counted(partitions: int) -> str:
+def keep_or_extend(admin: AdminClient, name: str, topic: Any, partitions: int | None, replication: int | None) -> None:
+    """Add the partitions that an existing topic lacks. Say what it keeps although something else was asked for."""
+    count, replicas = len(topic.partitions), len(topic.partitions[0].replicas)
+    if partitions and partitions > count:
+        wait_until_done(admin.create_partitions([NewPartitions(name, partitions)]))
+        print(f"topic {name}: {in_words(partitions)}, {count} before")
+        return
+    kept = ""
+    if partitions and partitions < count:
+        kept += f"; kept, not reduced to {partitions}: that would delete messages"
+    if replication and replication != replicas:
+        kept += f"; replication factor {replicas} kept: kafka-reassign-partitions changes it"
+    print(f"topic {name} exists, {in_words(count)}{kept}")
+
+
+def in_words(partitions: int) -> str:
     return f"{partitions} partition" + ("s" if partitions != 1 else "")
 
 
-def done(futures: dict[str, Any]) -> bool:
-    """Wait for what Kafka was asked to do; False if it had been done before. Exits with one line if Kafka refuses."""
+def wait_until_done(futures: dict[str, Any]) -> bool:
+    """Wait for Kafka to do something; False if it had been done before. Exits with one line if Kafka refuses."""
     for name, future in futures.items():
         try:
             future.result(timeout=WAIT)
@@ -96,24 +106,16 @@ def done(futures: dict[str, Any]) -> bool:
 
 def delete(admin: AdminClient, sure: bool) -> None:
     """Delete both topics, and return when they are gone."""
-    there = wait_for_kafka(admin)
-    names = [name for name in (config.KAFKA_TOPIC, config.DEAD_LETTER_TOPIC) if name in there]
+    existing = wait_for_topics(admin)
+    names = [name for name in (config.KAFKA_TOPIC, config.DEAD_LETTER_TOPIC) if name in existing]
     if not names:
         print(f"topic {config.KAFKA_TOPIC} does not exist")
         return
-    if not sure:
-        if not sys.stdin.isatty():
-            cli.fail("delete asks first; without a terminal give --yes", cli.WRONG_USE)
-        try:
-            answer = input(f"Delete {' and '.join(names)} with all messages, read or not? [y/N] ")
-        except (EOFError, KeyboardInterrupt):
-            answer = ""
-            print()
-        if answer.strip().lower() not in ("y", "yes"):
-            cli.fail("nothing deleted")
-    done(admin.delete_topics(names))
+    if not sure and not cli.confirm(f"Delete {' and '.join(names)} with all messages, read or not?", "delete"):
+        cli.fail("nothing deleted")
+    wait_until_done(admin.delete_topics(names))
     end = time.monotonic() + WAIT
-    while any(name in wait_for_kafka(admin) for name in names):
+    while any(name in wait_for_topics(admin) for name in names):
         if time.monotonic() > end:
             cli.fail(f"Kafka has not deleted {' and '.join(names)} within {WAIT} s; are deletions allowed there?")
         time.sleep(0.1)
@@ -121,30 +123,33 @@ def delete(admin: AdminClient, sure: bool) -> None:
 
 
 def rewind(admin: AdminClient, since: datetime | None) -> None:
-    """Let the consumers read the topic again, from its first message or from the first one since a time. What has been
-    applied stops at the gate."""
-    there = wait_for_kafka(admin)
-    if config.KAFKA_TOPIC not in there:
+    """Let the consumers read the topic again, from its first message or from the first one since a time.
+
+    What has been applied stops at the gate.
+    """
+    existing = wait_for_topics(admin)
+    if config.KAFKA_TOPIC not in existing:
         cli.fail(f"topic {config.KAFKA_TOPIC} does not exist; run python admin.py")
     if group_members(admin):
         cli.fail(f"consumers of group {config.KAFKA_GROUP_ID} are running: stop them first")
-    start = OffsetSpec.for_timestamp(int(since.timestamp() * 1000)) if since else OffsetSpec.earliest()  # type: ignore
-    numbers = sorted(there[config.KAFKA_TOPIC].partitions)
-    ends = offsets(admin, config.KAFKA_TOPIC, numbers)
-    found = offsets_at(admin, config.KAFKA_TOPIC, numbers, start)
-    starts = {number: found[number] if found[number] >= 0 else ends[number][1] for number in numbers}
-    parts = [TopicPartition(config.KAFKA_TOPIC, number, start) for number, start in starts.items()]
-    done(admin.alter_consumer_group_offsets([ConsumerGroupTopicPartitions(config.KAFKA_GROUP_ID, parts)]))
-    count = sum(ends[number][1] - start for number, start in starts.items())
+    spec = OffsetSpec.for_timestamp(int(since.timestamp() * 1000)) if since else OffsetSpec.earliest()  # type: ignore
+    numbers = sorted(existing[config.KAFKA_TOPIC].partitions)
+    bounds = offset_bounds(admin, config.KAFKA_TOPIC, numbers)
+    found = offsets_at(admin, config.KAFKA_TOPIC, numbers, spec)
+    starts = {number: found[number] if found[number] >= 0 else bounds[number][1] for number in numbers}
+    partitions = [TopicPartition(config.KAFKA_TOPIC, number, start) for number, start in starts.items()]
+    group = ConsumerGroupTopicPartitions(config.KAFKA_GROUP_ID, partitions)
+    wait_until_done(admin.alter_consumer_group_offsets([group]))
+    count = sum(bounds[number][1] - start for number, start in starts.items())
     print(f"group {config.KAFKA_GROUP_ID} reads {count:,} messages of topic {config.KAFKA_TOPIC} again")
 
 
-def arguments() -> argparse.Namespace:
-    parser = cli.parser(__doc__)
+def parse_arguments() -> argparse.Namespace:
+    parser = cli.make_parser(__doc__)
     commands = parser.add_subparsers(dest="command", metavar="create | delete | status | rewind | dead-letters")
     creating = commands.add_parser("create", help="create the topics (also without a command)")
     creating.add_argument("--partitions", type=positive, help=f"default {PARTITIONS}")
-    creating.add_argument("--replication-factor", type=positive, default=1, help="default 1")
+    creating.add_argument("--replication-factor", type=positive, help=f"default {REPLICATION_FACTOR}")
     deleting = commands.add_parser("delete", help="delete both topics")
     deleting.add_argument("--yes", action="store_true", help="do not ask")
     showing = commands.add_parser("status", help="show where every change is")
@@ -164,8 +169,9 @@ def arguments() -> argparse.Namespace:
 
 
 def positive(text: str) -> int:
-    if not (text.isascii() and text.isdigit() and len(text) <= len(str(MOST)) and 0 < int(text) <= MOST):
-        raise argparse.ArgumentTypeError(f"{text!r} is not a number from 1 to {MOST}")
+    digits = text.isascii() and text.isdigit() and len(text) <= len(str(MAX_PARTITIONS))
+    if not (digits and 0 < int(text) <= MAX_PARTITIONS):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number from 1 to {MAX_PARTITIONS}")
     return int(text)
 
 
@@ -177,26 +183,21 @@ def moment(text: str) -> datetime:
 
 
 def main() -> None:
-    asked = arguments()
-    cli.start_logging(asked.verbose)
+    arguments = parse_arguments()
+    cli.start_logging(arguments.verbose)
     try:
-        kafka = Kafka()
-        admin = kafka_client(AdminClient, {}, kafka)
-        if asked.command == "delete":
-            delete(admin, asked.yes)
-        elif asked.command == "dead-letters":
-            dead_letters.run(admin, kafka, asked.action, asked.yes)
-        elif asked.command == "rewind":
-            rewind(admin, asked.since)
-        elif asked.command == "status":
-            found = status(admin)
-            if asked.json:
-                print(json.dumps(found, indent=2))
-            else:
-                show(found, Console())
-            sys.exit(cli.FAILED if any("error" in found[stage] for stage in ("source", "kafka", "destination")) else 0)
+        brokers = Brokers()
+        admin = make_client(AdminClient, {}, brokers)
+        if arguments.command == "delete":
+            delete(admin, arguments.yes)
+        elif arguments.command == "dead-letters":
+            dead_letters.run(admin, brokers, arguments.action, arguments.yes)
+        elif arguments.command == "rewind":
+            rewind(admin, arguments.since)
+        elif arguments.command == "status":
+            sys.exit(status.run(admin, arguments.json))
         else:
-            create(admin, getattr(asked, "partitions", None), getattr(asked, "replication_factor", 1))
+            create(admin, getattr(arguments, "partitions", None), getattr(arguments, "replication_factor", None))
     except WrongSetting as error:
         cli.fail(str(error), cli.WRONG_USE)
     except KeyboardInterrupt:

@@ -1,12 +1,14 @@
 """The settings: from the environment, else from `.env` beside this file, else what fits docker-compose.yml.
 
 Every KAFKA_X_Y but KAFKA_TOPIC is given to the Kafka client as x.y: KAFKA_SECURITY_PROTOCOL=SASL_SSL just works
-(all of them: CONFIGURATION.md of librdkafka). What libpq knows works through the URLs or its own PG* variables.
+(all of them: CONFIGURATION.md of librdkafka). A variable that the client does not know as a setting is ignored.
+What libpq knows works through the URLs or its own PG* variables.
 """
 
 from __future__ import annotations
 
 import os
+import re
 import sys
 from pathlib import Path
 from urllib.parse import quote
@@ -28,6 +30,18 @@ def _seconds(name: str, default: float) -> float:
     return seconds
 
 
+def _identifier(name: str, default: str) -> str:
+    """Return the setting as an SQL identifier in double quotes."""
+    text = os.environ.get(name) or default
+    # PostgreSQL cuts longer names off, and keeps names with pg_ for itself.
+    if not re.fullmatch(r"(?!pg_)[\w$-]+", text) or len(text.encode()) > 63:
+        print(
+            f"{name} is {text!r}: give a name of letters, digits, _, $ and -, such as {name}={default}", file=sys.stderr
+        )
+        sys.exit(2)
+    return f'"{text}"'
+
+
 _LOGIN = f"postgres:{quote(os.environ.get('POSTGRES_PASSWORD') or 'postgres', safe='')}"
 
 SOURCE_DATABASE_URL = os.environ.get("SOURCE_DATABASE_URL") or f"postgresql://{_LOGIN}@localhost:5433/postgres"
@@ -35,15 +49,15 @@ DESTINATION_DATABASE_URL = (
     os.environ.get("DESTINATION_DATABASE_URL") or f"postgresql://{_LOGIN}@localhost:5434/postgres"
 )
 
-CDC_SCHEMA = os.environ.get("CDC_SCHEMA") or "public"
-SCHEMA = f'"{CDC_SCHEMA}"'
+SCHEMA = _identifier("CDC_SCHEMA", "public")
+"""Where all our tables are, in both databases; every statement names them with it, whatever the search_path says."""
 
 KAFKA_TOPIC = os.environ.get("KAFKA_TOPIC") or "employee_cdc"
 DEAD_LETTER_TOPIC = f"{KAFKA_TOPIC}_dlq"
 
 KAFKA_GROUP_ID = os.environ.get("KAFKA_GROUP_ID") or "employee-cdc"
 
-NOT_THE_CLIENTS = {"KAFKA_TOPIC", "KAFKA_GROUP_ID", "KAFKA_HOME", "KAFKA_OPTS", "KAFKA_HEAP_OPTS"}
+NOT_THE_CLIENTS = {"KAFKA_TOPIC", "KAFKA_GROUP_ID"}
 KAFKA = {
     "bootstrap.servers": "localhost:9092",
     "client.id": "employee-cdc",

@@ -13,17 +13,17 @@ from contextlib import closing
 from pathlib import Path
 from typing import NoReturn
 
+import config
+from cdc import capture, cli
+from cdc.postgres import address, connect_within, first_line
+from config import SCHEMA
+from employee import CDC_COLUMNS
+
 import psycopg2
 from psycopg2.extensions import connection as Connection
 
-import capture
-import cli
-import config
-from config import CDC_SCHEMA, SCHEMA
-from connection import address, connect_within, first_line
-from employee import CDC_COLUMNS
-
 SQL = Path(__file__).with_name("sql")
+NAME = SCHEMA.strip('"')  # of the schema
 WAIT = 60  # seconds for a server to come up
 CHUNK = 10_000  # rows of an old log that are moved in one transaction
 LINE_EVERY = 5.0  # seconds between lines of progress
@@ -65,11 +65,11 @@ def check_schema(connection: Connection, name: str) -> None:
         cursor.execute(SAFE_PATH)
         cursor.execute(SCHEMA_EXISTS, {"schema": SCHEMA})
         if cursor.fetchall() == [(False,)]:
-            cli.fail(f"{name}: there is no schema {CDC_SCHEMA}; create it, or correct CDC_SCHEMA", cli.WRONG_USE)
-    if visible and visible != [(CDC_SCHEMA,)] and not capture.columns(connection, "employees"):
+            cli.fail(f"{name}: there is no schema {NAME}; create it, or correct CDC_SCHEMA", cli.WRONG_USE)
+    if visible and visible != [(NAME,)] and not capture.columns(connection, "employees"):
         cli.fail(
-            f"{name}: employees is in schema {visible[0][0]}, not in {CDC_SCHEMA}; set CDC_SCHEMA={visible[0][0]}, or "
-            f"create employees in {CDC_SCHEMA} first",
+            f"{name}: employees is in schema {visible[0][0]}, not in {NAME}; set CDC_SCHEMA={visible[0][0]}, or "
+            f"create employees in {NAME} first",
             cli.WRONG_USE,
         )
 
@@ -91,7 +91,7 @@ def check(source: Connection, destination: Connection) -> None:
 def set_up(connection: Connection, name: str) -> None:
     """Run sql/<name>.sql in CDC_SCHEMA, one transaction of its own, and print what it says."""
     text = (SQL / f"{name}.sql").read_text(encoding="utf-8")
-    if CDC_SCHEMA != "public":
+    if NAME != "public":
         text = re.sub(r"\bpublic\b", SCHEMA, text)
     with connection.cursor() as cursor:
         cursor.execute(text)
@@ -125,7 +125,7 @@ def move_old_log(source: Connection) -> None:
 
 
 def main() -> None:
-    parser = cli.parser(__doc__)
+    parser = cli.make_parser(__doc__)
     cli.start_logging(parser.parse_args().verbose)
     stop = cli.stop_on_signals()
     with (

@@ -10,49 +10,50 @@ from __future__ import annotations
 import sys
 import time
 from contextlib import closing
-from typing import Any
+from dataclasses import astuple
+
+import config
+from cdc import cli
+from cdc.postgres import connect_within, explain
+from config import SCHEMA
+from employee import EMPLOYEE_COLUMNS, Employee
 
 import psycopg2
 from psycopg2.extensions import connection as Connection
 from rich.console import Console
 from rich.table import Table
 
-import cli
-import config
-from connection import connect_within, explain
-from employee import EMPLOYEE_COLUMNS
-
 WAIT = 15.0  # seconds for a change to arrive, the first one through scripts that are still starting
-SETTLE = 5.0  # seconds for the changes of others to arrive before the last comparison counts
-SHOWN = 10  # rows of each table
+GRACE = 5.0  # seconds for the changes of others to arrive before the last comparison counts
+MAX_SHOWN = 10  # rows of each table
 
 COLUMNS = ", ".join(EMPLOYEE_COLUMNS)
 # dob as text: PostgreSQL's dates reach further than Python's
-SELECT = "SELECT " + COLUMNS.replace("dob", "dob::text") + " FROM employees"
+SELECT = "SELECT " + COLUMNS.replace("dob", "dob::text") + f" FROM {SCHEMA}.employees"
 STEPS = {
-    "INSERT": """
-        INSERT INTO employees (first_name, last_name, dob, city, salary)
+    "INSERT": f"""
+        INSERT INTO {SCHEMA}.employees (first_name, last_name, dob, city, salary)
         VALUES ('Ada', 'Byron', '1815-12-10', 'London', 1200) RETURNING emp_id""",
-    "UPDATE": "UPDATE employees SET city = 'Ockham', salary = 1300 WHERE emp_id = %(emp_id)s RETURNING emp_id",
-    "DELETE": "DELETE FROM employees WHERE emp_id = %(emp_id)s RETURNING emp_id",
+    "UPDATE": f"""
+        UPDATE {SCHEMA}.employees SET city = 'Ockham', salary = 1300 WHERE emp_id = %(emp_id)s RETURNING emp_id""",
+    "DELETE": f"DELETE FROM {SCHEMA}.employees WHERE emp_id = %(emp_id)s RETURNING emp_id",
 }
-PUBLISHED = """
-SELECT last_offset >= (SELECT max(cdc_id) FROM emp_cdc WHERE emp_id = %(emp_id)s) FROM cdc_position
+PUBLISHED = f"""
+SELECT last_offset >= (SELECT max(cdc_id) FROM {SCHEMA}.emp_cdc WHERE emp_id = %(emp_id)s) FROM {SCHEMA}.cdc_position
 """
 
-Row = tuple[Any, ...]
 
-
-def employee(connection: Connection, emp_id: int) -> Row | None:
+def read_employee(connection: Connection, emp_id: int) -> Employee | None:
     with connection.cursor() as cursor:
         cursor.execute(f"{SELECT} WHERE emp_id = %(emp_id)s", {"emp_id": emp_id})
-        return cursor.fetchone()
+        row = cursor.fetchone()
+    return Employee(*row) if row else None
 
 
-def newest(connection: Connection) -> list[Row]:
+def read_newest(connection: Connection) -> list[Employee]:
     with connection.cursor() as cursor:
-        cursor.execute(f"{SELECT} ORDER BY emp_id DESC LIMIT %(shown)s", {"shown": SHOWN})
-        return cursor.fetchall()
+        cursor.execute(f"{SELECT} ORDER BY emp_id DESC LIMIT %(limit)s", {"limit": MAX_SHOWN})
+        return [Employee(*row) for row in cursor.fetchall()]
 
 
 def change(source: Connection, step: str, emp_id: int) -> int:
@@ -65,8 +66,8 @@ def change(source: Connection, step: str, emp_id: int) -> int:
 def arrived(source: Connection, destination: Connection, emp_id: int, stop: cli.Stop) -> bool:
     """Wait until the destination shows the employee as the source does; False if it takes too long."""
     end = time.monotonic() + WAIT
-    expected = employee(source, emp_id)
-    while employee(destination, emp_id) != expected:
+    expected = read_employee(source, emp_id)
+    while read_employee(destination, emp_id) != expected:
         if stop.requested:
             cli.fail("stopped")
         if time.monotonic() > end:
@@ -75,41 +76,43 @@ def arrived(source: Connection, destination: Connection, emp_id: int, stop: cli.
     return True
 
 
-def suspect(source: Connection, emp_id: int) -> str:
-    """Say which of the two scripts seems not to run, judged by how far the change has come."""
+def advice(source: Connection, emp_id: int) -> str:
+    """Return which of the two scripts seems not to be running, judged by how far the change has come."""
     with source.cursor() as cursor:
         cursor.execute(PUBLISHED, {"emp_id": emp_id})
         ((published,),) = cursor.fetchall()
     script = "consumer.py" if published else "producer.py"
     how_far = "published but not applied" if published else "not published"
-    return f"the change was {how_far}: does python {script} run? (python admin.py status shows more)"
+    return f"the change was {how_far}: is {script} running? (python admin.py status shows more)"
 
 
-def show(console: Console, source: Connection, destination: Connection, changed: int) -> None:
+def print_tables(console: Console, source: Connection, destination: Connection, changed: int) -> None:
     """Print the newest rows of both tables side by side, the changed employee marked."""
-    both = {row[0]: [row, None] for row in newest(source)}
-    for row in newest(destination):
-        both.setdefault(row[0], [None, None])[1] = row
-    table = Table(title=f"employees, the {SHOWN} newest", title_justify="left")
+    here = {employee.emp_id: employee for employee in read_newest(source)}
+    there = {employee.emp_id: employee for employee in read_newest(destination)}
+    table = Table(title=f"employees, the {MAX_SHOWN} newest", title_justify="left")
     table.add_column("source")
     table.add_column("destination")
-    for emp_id in sorted(both, reverse=True)[:SHOWN]:
-        table.add_row(*(text(row) for row in both[emp_id]), style="bold" if emp_id == changed else "")
+    for emp_id in sorted(here.keys() | there.keys(), reverse=True)[:MAX_SHOWN]:
+        style = "bold" if emp_id == changed else ""
+        table.add_row(in_words(here.get(emp_id)), in_words(there.get(emp_id)), style=style)
     console.print(table)
 
 
-def text(row: Row | None) -> str:
-    return "-" if row is None else " ".join("NULL" if value is None else str(value) for value in row)
+def in_words(employee: Employee | None) -> str:
+    if employee is None:
+        return "-"
+    return " ".join("NULL" if value is None else str(value) for value in astuple(employee))
 
 
-def differing(source: Connection, destination: Connection) -> int:
-    """Return how many employees differ, looking again while the last changes of others may be on their way."""
-    end = time.monotonic() + SETTLE
+def count_differing(source: Connection, destination: Connection) -> int:
+    """Return how many employees differ, looking again while changes of others may be on their way."""
+    end = time.monotonic() + GRACE
     while True:
         rows = []
         for connection in (source, destination):
             with connection.cursor() as cursor:
-                cursor.execute(f"{SELECT}")
+                cursor.execute(SELECT)
                 rows.append({row[0]: row for row in cursor})
         count = sum(rows[0].get(emp_id) != rows[1].get(emp_id) for emp_id in rows[0].keys() | rows[1].keys())
         if count == 0 or time.monotonic() > end:
@@ -124,17 +127,17 @@ def check(console: Console, source: Connection, destination: Connection, stop: c
         emp_id = change(source, step, emp_id)
         started = time.monotonic()
         if not arrived(source, destination, emp_id, stop):
-            console.print(f"{step} of employee {emp_id} did not arrive within {WAIT:.0f} s: {suspect(source, emp_id)}")
+            console.print(f"{step} of employee {emp_id} did not arrive within {WAIT:.0f} s: {advice(source, emp_id)}")
             return False
         console.print(f"\n{step} employee {emp_id} → arrived after {(time.monotonic() - started) * 1000:.1f} ms")
-        show(console, source, destination, emp_id)
-    count = differing(source, destination)
+        print_tables(console, source, destination, emp_id)
+    count = count_differing(source, destination)
     console.print("\nboth tables are equal" if count == 0 else f"\n{count} employees differ; run python verify.py")
     return count == 0
 
 
 def main() -> None:
-    cli.start_logging(cli.parser(__doc__).parse_args().verbose)
+    cli.start_logging(cli.make_parser(__doc__).parse_args().verbose)
     stop = cli.stop_on_signals()
     console = Console(highlight=False, markup=False, emoji=False)  # what employees are called is text and nothing else
     with (

@@ -54,7 +54,7 @@ def set_up(variant: str, stack: ExitStack) -> Pipeline:
     tables.add_uncaptured(pipeline, FILL)
     query(pipeline.source(), f"SELECT setval('employees_emp_id_seq', {ROWS})")
     if variant == "running":
-        pipeline.start("producer.py").wait_for("publishing from offset")
+        pipeline.start("producer.py").wait_for("publishing from log offset")
     return pipeline
 
 

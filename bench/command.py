@@ -8,11 +8,11 @@ import sys
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
+from bench.systems import remove_leftovers
+from cdc import cli
+
 import psycopg2
 from confluent_kafka import KafkaException
-
-import cli
-from bench.systems import remove_leftovers
 
 
 def parser(doc: str | None) -> argparse.ArgumentParser:

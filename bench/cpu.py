@@ -10,12 +10,12 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from psycopg2.extensions import connection as Connection
-
 from bench.systems import Scripts
 from harness.database import query
 from harness.pipeline import Pipeline
 from stack import servers
+
+from psycopg2.extensions import connection as Connection
 
 TICKS = os.sysconf("SC_CLK_TCK")
 

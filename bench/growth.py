@@ -18,17 +18,17 @@ import time
 from contextlib import ExitStack
 from dataclasses import dataclass
 
-from psycopg2.extensions import connection as Connection
-
-import emp_cdc
-import producer
 from bench import command, marks, output, systems, tables
 from bench.figures import median, median_pair, text
 from bench.loads import ALL_PUBLISHED, EXISTING, LOG_ROWS, SCATTERED, TRANSACTION, TRANSACTIONS_SEEN
 from bench.output import print_table, say
+from cdc import emp_cdc
+from cdc.publisher import PAGE
 from harness.database import query
 from harness.pipeline import Pipeline
 from harness.waiting import wait_until
+
+from psycopg2.extensions import connection as Connection
 
 HELD_LIMIT = 1_000_000
 FEWEST = 30_000  # changes; fewer arrive in one transaction, and take no time
@@ -59,7 +59,7 @@ def fill_log(pipeline: Pipeline, rows: int, held: bool) -> Log:
     query(source, f"CALL log_rows({rows // TRANSACTION})")
     query(source, "VACUUM ANALYZE emp_cdc")
     ((last_offset, snapshot),) = query(source, ALL_PUBLISHED)
-    query(source, emp_cdc.PREPARE)
+    query(source, emp_cdc.SESSION)
     return Log(source, last_offset, snapshot)
 
 
@@ -93,7 +93,7 @@ def poll_rounds(sizes: list[int], rounds: int) -> list[dict[str, dict[str, float
         pipeline = stack.enter_context(systems.our_pipeline("log_held"))
         logs[f"{held:,} rows, held"] = fill_log(pipeline, held, True)
         say(f"log of {held:,} rows with an open transaction is there")
-        page = min(producer.PAGE, *sizes)
+        page = min(PAGE, *sizes)
         systems.checkpoint()
         return [poll_milliseconds(logs, page) for _ in range(rounds)]
 

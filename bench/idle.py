@@ -15,13 +15,13 @@ from __future__ import annotations
 import time
 from typing import Any
 
-from psycopg2.extensions import connection as Connection
-
 from bench import command, cpu, output, systems, tables
 from bench.figures import text
 from bench.output import say
 from harness.database import query
 from harness.pipeline import Pipeline
+
+from psycopg2.extensions import connection as Connection
 
 SETTLING = 3  # seconds from the first change to the beginning of the count
 # Flushed at once: otherwise our own statements would be counted at any time.

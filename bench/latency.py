@@ -19,14 +19,14 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-from psycopg2.extensions import connection as Connection
-
 from bench import command, output, systems, tables
 from bench.figures import median, percentile, text
 from bench.output import say
 from bench.probes import ARRIVALS, BURST, BURST_RATE, COMMITS, burst, commits, delays
 from harness.database import query
 from harness.pipeline import Pipeline
+
+from psycopg2.extensions import connection as Connection
 
 FEWEST = 150  # commits at a rate; of fewer the p99 is just the slowest
 RATES = {"plain": [20]}  # of the systems that do not get all

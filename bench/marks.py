@@ -9,11 +9,11 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from psycopg2.extensions import connection as Connection
-
 from bench.systems import check_running
 from harness.database import query
 from harness.script import Script
+
+from psycopg2.extensions import connection as Connection
 
 MARKS = 64  # rows in the load's first transaction, and in its last: some for each partition
 FIRST_MARKS = f"INSERT INTO employees (emp_id) SELECT -n FROM generate_series(1, {MARKS}) AS n"

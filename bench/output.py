@@ -11,13 +11,13 @@ from collections.abc import Sequence
 from contextlib import closing
 from typing import Any
 
-import psycopg2
-from rich.console import Console
-from rich.table import Table
-
 import config
 from harness import ROOT
 from harness.database import query
+
+import psycopg2
+from rich.console import Console
+from rich.table import Table
 
 RESULTS = ROOT / "bench" / "results"
 console = Console(width=None if sys.stdout.isatty() else 130)

@@ -11,11 +11,11 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-from psycopg2.extensions import parse_dsn
-
-import cli
 from bench.output import say
+from cdc import cli
 from harness.pipeline import Pipeline
+
+from psycopg2.extensions import parse_dsn
 
 ROWS = 100_000  # to be updated
 STATEMENT_ROWS = 100_000

@@ -16,10 +16,10 @@ import time
 from contextlib import closing
 from typing import Any
 
+import config
+
 import psycopg2
 from confluent_kafka import Consumer, Producer
-
-import config
 
 COLUMNS = ("cdc_id", "emp_id", "first_name", "last_name", "dob", "city", "salary", "action")
 POLL = f"SELECT {', '.join(COLUMNS)} FROM emp_cdc WHERE cdc_id > %s ORDER BY cdc_id"

@@ -14,7 +14,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-import cli
+from cdc import cli
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "bench" / "results"

@@ -10,8 +10,6 @@ compared.
 
 from __future__ import annotations
 
-from psycopg2.extensions import connection as Connection
-
 from bench import command, output, systems, tables
 from bench.capture import wait_until_published
 from bench.figures import median, median_pair, text
@@ -20,6 +18,8 @@ from bench.output import say
 from bench.pgbench import Case, program, transactions_per_second
 from harness.database import query
 from harness.pipeline import Pipeline
+
+from psycopg2.extensions import connection as Connection
 
 FILL = """
 INSERT INTO emp_cdc (emp_id, first_name, last_name, dob, city, salary, action, changed_at)
@@ -33,7 +33,7 @@ RETENTIONS = {"without": "1000 days", "pruning": "1 day"}
 def rate(pipeline: Pipeline, case: Case, transactions: int, retention: str) -> float:
     """Return the transactions per second beside a producer with this RETENTION."""
     producer = pipeline.start("producer.py", RETENTION=retention)
-    producer.wait_for("publishing from offset")
+    producer.wait_for("publishing from log offset")
     systems.checkpoint()
     result = transactions_per_second(pipeline, case, transactions)
     wait_until_published(pipeline)

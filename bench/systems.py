@@ -15,10 +15,6 @@ from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 
-import psycopg2
-from confluent_kafka.admin import AdminClient
-from psycopg2.extensions import connection as Connection
-
 import config
 from bench.output import say
 from harness import ROOT
@@ -27,6 +23,10 @@ from harness.kafka import client_settings
 from harness.pipeline import Pipeline
 from harness.script import Script
 from harness.waiting import wait_until
+
+import psycopg2
+from confluent_kafka.admin import AdminClient
+from psycopg2.extensions import connection as Connection
 
 BARE = (ROOT / "bench" / "bare.sql").read_text(encoding="utf-8")
 EMPLOYEES = BARE[BARE.index("CREATE TABLE employees") : BARE.index("CREATE TABLE emp_cdc")]

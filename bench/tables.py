@@ -5,12 +5,12 @@ from __future__ import annotations
 import time
 from typing import Any
 
-from psycopg2.extensions import connection as Connection
-
 from bench.systems import check_running
 from harness.database import query
 from harness.pipeline import Pipeline
 from harness.waiting import wait_until
+
+from psycopg2.extensions import connection as Connection
 
 # A sum does not depend on the order. Two different tables agree in it by accident once
 # in 2^64 times.

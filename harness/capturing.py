@@ -5,11 +5,11 @@ from __future__ import annotations
 import subprocess
 from typing import Any
 
-from psycopg2.extensions import connection as Connection
-
 from harness import ROOT
 from harness.database import query
 from harness.pipeline import Pipeline
+
+from psycopg2.extensions import connection as Connection
 
 LOG = "SELECT emp_id, city, salary, action FROM emp_cdc ORDER BY cdc_id"
 

@@ -6,13 +6,13 @@ import random
 from contextlib import AbstractContextManager, closing
 from typing import Any
 
-from confluent_kafka import Consumer, TopicPartition
-
 from employee import CDCRecord
 from harness.kafka import client_settings
 from harness.pipeline import Pipeline
 from harness.script import Script
 from harness.waiting import wait_until
+
+from confluent_kafka import Consumer, TopicPartition
 
 
 def change(cdc_id: int, emp_id: int, action: str = "INSERT", **columns: Any) -> str:

@@ -5,11 +5,11 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from confluent_kafka import Producer
-
 from employee import CDCRecord
 from harness.kafka import client_settings
 from harness.pipeline import Pipeline
+
+from confluent_kafka import Producer
 
 
 def bury(pipeline: Pipeline, *values: bytes | str | None, key: str | None = None, **options: Any) -> None:

@@ -5,15 +5,15 @@ from __future__ import annotations
 from contextlib import closing
 from typing import Any
 
-import psycopg2
-from psycopg2.extensions import connection as Connection
-
-import apply as applying
 import config
-from employee import read
+from cdc import apply as applying
+from cdc.message import read
 from harness.database import administer, query
 from harness.pipeline import Pipeline
 from harness.waiting import wait_until
+
+import psycopg2
+from psycopg2.extensions import connection as Connection
 
 Row = tuple[Any, ...]
 ROW = "SELECT first_name, last_name, dob::text, city, salary FROM employees WHERE emp_id = %s"

@@ -5,16 +5,16 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
+import producer
+from cdc import cli, emp_cdc
+from cdc.message import Change
+from cdc.position import Position
+from harness.database import query
+from harness.waiting import wait_until
+
 import pytest
 from confluent_kafka import Producer
 from psycopg2.extensions import connection as Connection
-
-import cli
-import emp_cdc
-import producer
-from employee import Change
-from harness.database import query
-from harness.waiting import wait_until
 
 INSERT = "INSERT INTO employees (city) VALUES ('Rome')"
 TAKE_XID = "SELECT pg_current_xact_id()"
@@ -28,14 +28,15 @@ class Reader:
 
     source: Connection
     client: Producer
-    position: emp_cdc.Position
+    position: Position
     published: list[Change] = field(default_factory=list)
     pages: list[int] = field(default_factory=list)  # their sizes
 
     def poll(self, page_size: int = ALL) -> bool:
         """Whether there was something to publish."""
-        self.position, page, _ = producer.run_once(self.source, self.client, self.position, cli.Stop(), page_size)
-        return bool(page)
+        published = producer.run_once(self.source, self.client, self.position, cli.Stop(), page_size)
+        self.position = published.position
+        return bool(published.count)
 
     def drain(self, page_size: int = ALL) -> None:
         wait_until(lambda: not self.poll(page_size), what="drained")
@@ -44,7 +45,7 @@ class Reader:
         return [change.cdc_id for change in self.published]
 
     def lost(self, since: int = 0) -> set[int]:
-        """The log's committed rows behind the offset since that were not published."""
+        """The log's committed rows beyond the offset since that were not published."""
         return {cdc_id for (cdc_id,) in query(self.source, f"SELECT cdc_id FROM emp_cdc WHERE cdc_id > {since}")} - set(
             self.ids()
         )
@@ -54,7 +55,7 @@ def leave_out(monkeypatch: pytest.MonkeyPatch, *conditions: str) -> None:
     """Take conditions out of the queries that read the log."""
     for condition in conditions:
         bound = condition.replace("$1", "%(last_offset)s").replace("$2", "%(snapshot)s::pg_snapshot")
-        for name, text in (("PREPARE", condition), ("LATE_CURSOR", bound)):
+        for name, text in (("SESSION", condition), ("LATE_CURSOR", bound)):
             sql = getattr(emp_cdc, name)
             assert text in sql
             monkeypatch.setattr(emp_cdc, name, sql.replace(text, "false"))

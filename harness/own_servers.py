@@ -12,15 +12,15 @@ from dataclasses import replace
 from pathlib import Path
 from urllib.parse import quote
 
-import pytest
-from confluent_kafka import KafkaException
-from confluent_kafka.admin import AdminClient
-
 import config
 from harness.kafka import client_settings
 from stack import servers
 from stack.artifacts import Trouble
 from stack.servers import Server
+
+import pytest
+from confluent_kafka import KafkaException
+from confluent_kafka.admin import AdminClient
 
 
 @contextmanager

@@ -14,17 +14,17 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import psycopg2
-from confluent_kafka import Message, Producer
-from confluent_kafka.admin import AdminClient
-from psycopg2.extensions import connection as Connection
-
 import config
 from harness import ROOT
 from harness.database import ROWS, administer, database_url, query
 from harness.kafka import all_messages, client_settings
 from harness.script import Script, launch, peak_memory
 from harness.waiting import wait_until
+
+import psycopg2
+from confluent_kafka import Message, Producer
+from confluent_kafka.admin import AdminClient
+from psycopg2.extensions import connection as Connection
 
 
 @dataclass

@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import time
 
-from confluent_kafka.admin import AdminClient, NewTopic  # type: ignore[attr-defined]
-from psycopg2.extensions import connection as Connection
-
 from employee import CDCRecord
 from harness import ROOT
 from harness.database import query
@@ -14,6 +11,9 @@ from harness.kafka import client_settings
 from harness.pipeline import Pipeline
 from harness.script import Script
 from harness.waiting import wait_until
+
+from confluent_kafka.admin import AdminClient, NewTopic  # type: ignore[attr-defined]
+from psycopg2.extensions import connection as Connection
 
 UNPUBLISHED = """
 SELECT count(*) FROM emp_cdc, cdc_position WHERE cdc_id > last_offset OR NOT pg_visible_in_snapshot(txid, snapshot)

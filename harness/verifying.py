@@ -9,10 +9,10 @@ from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from typing import Any
 
-import psycopg2
-
 from harness.database import ROWS, query
 from harness.pipeline import Pipeline
+
+import psycopg2
 
 MANY = 50_000  # rows: some pages
 FILL = """

@@ -13,14 +13,14 @@ from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
 
-import pytest
-from psycopg2.extensions import connection as Connection
-
 from harness import ROOT
 from harness.database import query
 from harness.destination import terminate
 from harness.pipeline import Pipeline, new_pipeline
 from stack.artifacts import STATE
+
+import pytest
+from psycopg2.extensions import connection as Connection
 
 VERSIONS = os.environ.get("STACK", "").split()  # of the servers, such as "--postgres 13 --kafka 4"
 

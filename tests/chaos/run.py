@@ -14,15 +14,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from random import Random
 
-import psycopg2
-from psycopg2.extensions import connection as Connection
-from rich.console import Console
-
 from harness.database import query
 from harness.pipeline import Pipeline
 from harness.proxy import Proxy
 from harness.script import Script
 from stack.servers import Server
+
+import psycopg2
+from psycopg2.extensions import connection as Connection
+from rich.console import Console
 
 PATIENCE = 45.0  # seconds that we look for it
 MARKERS = range(1_000_001, 1_000_041)  # employees that no writer touches: enough of them for every partition

@@ -5,9 +5,9 @@ from __future__ import annotations
 import subprocess
 import sys
 
-import pytest
-
 from harness import ROOT
+
+import pytest
 
 pytestmark = pytest.mark.alone
 

@@ -8,11 +8,11 @@ from collections import Counter
 from contextlib import closing
 from dataclasses import dataclass
 
-from rich.table import Table
-
 from harness.database import query
 from harness.waiting import wait_until
 from tests.chaos.run import PATIENCE, Run, autocommit, console, stop, watch
+
+from rich.table import Table
 
 # At the destination: every state that an employee had, with the change that cdc_applied names for it.
 WITNESS = """

@@ -6,11 +6,11 @@ import contextlib
 import time
 from random import Random
 
+from tests.chaos.run import Run
+
 import psycopg2
 from psycopg2.extensions import connection as Connection
 from psycopg2.extensions import cursor as Cursor
-
-from tests.chaos.run import Run
 
 WRITERS = 5
 HELD = 0.08  # seconds that a transaction is held open at most

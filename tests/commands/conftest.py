@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-import pytest
-
 from harness.database import query
 from harness.pipeline import Pipeline, new_pipeline
 from harness.verifying import FILL, MANY, SPECIAL
+
+import pytest
 
 
 @pytest.fixture(scope="module")

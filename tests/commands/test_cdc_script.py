@@ -8,12 +8,12 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-import pytest
-
 from harness.database import ROWS, query
 from harness.pipeline import Pipeline
 from harness.script import Script
 from harness.waiting import wait_until
+
+import pytest
 
 OTHERS = "INSERT INTO employees (emp_id, first_name) SELECT n, 'other ' || n FROM generate_series(901, 903) AS n"
 
@@ -27,7 +27,7 @@ def others(shared_running: Pipeline) -> None:
 @pytest.fixture
 def impatient(shared_running: Pipeline) -> str:
     """test_cdc.py, but it waits 1 s for a change instead of 15."""
-    return shared_running.sabotaged("import test_cdc", "test_cdc.WAIT = test_cdc.SETTLE = 1")
+    return shared_running.sabotaged("import test_cdc", "test_cdc.WAIT = test_cdc.GRACE = 1")
 
 
 @contextmanager
@@ -89,7 +89,7 @@ def test_without_a_producer_it_fails_and_asks_for_it(shared_running: Pipeline, i
         result = shared_running.run(impatient)
     assert result.returncode == 1
     assert "did not arrive within 1 s" in result.stdout
-    assert "not published: does python producer.py run?" in " ".join(result.stdout.split())
+    assert "not published: is producer.py running?" in " ".join(result.stdout.split())
     assert "consumer.py" not in result.stdout
     assert result.stdout.splitlines()[-1] == "FAIL"
 
@@ -98,7 +98,7 @@ def test_without_a_consumer_it_fails_and_asks_for_it(shared_running: Pipeline, i
     with halted(shared_running.scripts[1]):
         result = shared_running.run(impatient)
     assert result.returncode == 1
-    assert "published but not applied: does python consumer.py run?" in " ".join(result.stdout.split())
+    assert "published but not applied: is consumer.py running?" in " ".join(result.stdout.split())
     assert "producer.py" not in result.stdout
     assert result.stdout.splitlines()[-1] == "FAIL"
 

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import time
 
-import pytest
-
 from harness.consuming import SAME_PLACE, change, consuming, wait_until_read
 from harness.database import WAITING, query
 from harness.destination import ids
 from harness.pipeline import Pipeline
 from harness.waiting import wait_until
 
+import pytest
+
 
 def test_once_reads_what_is_there_and_exits_0_also_where_partitions_are_empty(pipeline: Pipeline) -> None:
-    hasty = pipeline.sabotaged("import consumer", "consumer.POLL_SECONDS = 0.001")  # finds nothing there more often
+    hasty = pipeline.sabotaged(
+        "import consumer", "from cdc import intake", "intake.FIRST_WAIT = 0.001"
+    )  # finds nothing there more often
     for messages, applied in (([], 0), ([change(1, 1), change(2, 2)], 2), ([], 0)):
         pipeline.send(*messages, partition=1)
         result = pipeline.run(hasty, "--once", seconds=20)
@@ -57,7 +59,7 @@ def test_once_gives_up_with_one_line_and_exit_1(shared: Pipeline, what: str) -> 
     shared.send(change(1, 1), partition=0)
     impatient = shared.sabotaged(
         "import consumer",
-        "from connection import Outage",
+        "from cdc.outage import Outage",
         "consumer.Outage = lambda stop, give_up_after=60: Outage(stop, min(give_up_after, 2))",
         "consumer.GIVE_UP = 2",
     )
@@ -118,11 +120,12 @@ def test_a_consumer_that_ends_with_an_error_ends_at_once(shared: Pipeline) -> No
     Kafka's client would wait for that without end, deaf to signals."""
     slow = shared.sabotaged(
         "import consumer",
-        "import cli, time",
-        "def look(self):",
+        "import time",
+        "from cdc import cli",
+        "def connect_early(self):",
         "    time.sleep(2)",
         "    cli.fail('a password refused slowly', 2)",
-        "consumer.Destination.look = look",
+        "consumer.Destination.connect_early = connect_early",
     )
     script = shared.start(slow, **SAME_PLACE)
     try:

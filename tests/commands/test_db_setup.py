@@ -6,12 +6,12 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-import pytest
-
 from harness.capturing import COLUMNS, SOURCE, SPECIFIED, db_setup, set_up
 from harness.database import WAITING, query
 from harness.pipeline import Pipeline
 from harness.waiting import wait_until
+
+import pytest
 
 # All that a set-up makes, with the objects' identities: a table made anew would have another one.
 CATALOGUE = """

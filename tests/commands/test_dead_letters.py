@@ -10,15 +10,15 @@ import subprocess
 import sys
 import termios
 
-import pytest
-from confluent_kafka.admin import AdminClient, NewTopic  # type: ignore[attr-defined]
-
-import dead_letters
+from cdc import dead_letters
 from harness import ROOT
 from harness.dead_letters import apply, bury, listed, told, waiting
 from harness.kafka import client_settings
 from harness.pipeline import Pipeline
 from harness.script import PEAK
+
+import pytest
+from confluent_kafka.admin import AdminClient, NewTopic  # type: ignore[attr-defined]
 
 
 def test_a_bad_message_is_listed_with_its_employee_error_and_origin(pipeline: Pipeline) -> None:
@@ -55,7 +55,7 @@ def test_where_there_are_none_it_says_so(pipeline: Pipeline) -> None:
 
 
 def test_the_table_cuts_long_values_and_long_lists_and_json_gives_all(pipeline: Pipeline) -> None:
-    values = [f"{number:03}" + "x" * 500 for number in range(dead_letters.LISTED + 70)]
+    values = [f"{number:03}" + "x" * 500 for number in range(dead_letters.MAX_LISTED + 70)]
     bury(pipeline, *values)
     table = told(pipeline)
     assert "x…" in table

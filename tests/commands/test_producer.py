@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import time
 
-import pytest
-
 from harness.database import query
 from harness.log_reader import INSERT
 from harness.pipeline import Pipeline
 from harness.producing import create_topic, wait_until_published
+
+import pytest
 
 
 @pytest.mark.timing

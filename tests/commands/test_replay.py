@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import pytest
-from confluent_kafka.admin import AdminClient, AlterConfigOpType, ConfigEntry, ConfigResource, ResourceType  # type: ignore[attr-defined]
-
-import dead_letters
+from cdc import dead_letters
 from harness.database import query
 from harness.dead_letters import apply, bury, insert, listed, told, waiting
 from harness.kafka import client_settings
 from harness.pipeline import Pipeline
+
+import pytest
+from confluent_kafka.admin import AdminClient, AlterConfigOpType, ConfigEntry, ConfigResource, ResourceType  # type: ignore[attr-defined]
 
 
 def test_a_change_that_the_destination_refused_is_applied_by_replay_once_it_would_take_it(pipeline: Pipeline) -> None:
@@ -68,18 +68,18 @@ def test_an_old_change_that_is_replayed_does_not_replace_a_newer_one(pipeline: P
     assert waiting(pipeline) == 0
 
 
-@pytest.mark.parametrize("moment", ["send", "forget"])
+@pytest.mark.parametrize("moment", ["produce_all", "delete_before"])
 def test_a_replay_that_is_killed_loses_no_letter(pipeline: Pipeline, moment: str) -> None:
     """Killed when it is about to send, or to delete, its second page."""
     letters = [insert(number, number) for number in range(1, 2 * dead_letters.PAGE + 50)]
     bury(pipeline, *letters)
     killed = pipeline.sabotaged(
         "import admin",
-        "import dead_letters",
+        "from cdc import dead_letters",
         f"real, calls = dead_letters.{moment}, []",
         "def deadly(*arguments):",
         "    calls.append(1)",
-        "    os.kill(os.getpid(), signal.SIGKILL) if len(calls) == 2 else real(*arguments)",
+        "    return os.kill(os.getpid(), signal.SIGKILL) if len(calls) == 2 else real(*arguments)",
         f"dead_letters.{moment} = deadly",
     )
     assert pipeline.run(killed, "dead-letters", "--replay").returncode == -9
@@ -87,7 +87,7 @@ def test_a_replay_that_is_killed_loses_no_letter(pipeline: Pipeline, moment: str
     told(pipeline, "--replay")
     sent = [(message.value() or b"").decode() for message in pipeline.messages()]
     assert set(sent) == set(letters)
-    assert len(sent) == len(letters) + (dead_letters.PAGE if moment == "forget" else 0)
+    assert len(sent) == len(letters) + (dead_letters.PAGE if moment == "delete_before" else 0)
     apply(pipeline)
     assert query(pipeline.destination(), "SELECT count(*) FROM employees") == [(len(letters),)]
 
@@ -96,13 +96,14 @@ def test_letters_that_come_during_a_replay_stay_for_the_next_one(pipeline: Pipel
     bury(pipeline, *["early"] * (dead_letters.PAGE + 1))
     meanwhile = pipeline.sabotaged(
         "import admin",
-        "import dead_letters",
-        "real = dead_letters.send",
-        "def send(producer, page):",
-        "    real(producer, page)",
+        "from cdc import dead_letters",
+        "real = dead_letters.produce_all",
+        "def produce_all(producer, *arguments):",
+        "    failures = real(producer, *arguments)",
         f"    producer.produce('{pipeline.topic}_dlq', 'late')",
         "    producer.flush()",
-        "dead_letters.send = send",
+        "    return failures",
+        "dead_letters.produce_all = produce_all",
     )
     said = pipeline.run(meanwhile, "dead-letters", "--replay").stdout
     assert said == f"dead letters sent again: {dead_letters.PAGE + 1}\n"

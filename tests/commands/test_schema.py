@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import pytest
-from psycopg2.extensions import connection as Connection
-
 import config
 from harness import ROOT
 from harness.database import administer, query
 from harness.pipeline import Pipeline
+
+import pytest
+from psycopg2.extensions import connection as Connection
 
 EMPLOYEES = """
 (emp_id SERIAL PRIMARY KEY, first_name VARCHAR(100), last_name VARCHAR(100), dob DATE, city VARCHAR(100), salary INT)

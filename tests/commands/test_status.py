@@ -7,11 +7,11 @@ import re
 import time
 from typing import Any
 
-import pytest
-
 from harness.database import query
 from harness.pipeline import Pipeline
 from harness.waiting import wait_until
+
+import pytest
 
 
 def screen(pipeline: Pipeline) -> dict[str, str]:
@@ -106,7 +106,9 @@ NOT_ANSWERING = {
 def test_status_of_a_stage_that_does_not_answer_is_an_error_beside_the_others(pipeline: Pipeline, stage: str) -> None:
     settings, said = NOT_ANSWERING[stage]
     pipeline.environment.update(settings)
-    impatient = pipeline.sabotaged("import status, admin", "status.STATUS_WAIT = 1")
+    impatient = pipeline.sabotaged(
+        "import admin", "from cdc import status, topic", "status.ANSWER_WAIT = topic.ANSWER_WAIT = 1"
+    )
     result = pipeline.run(impatient, "status", "--json")
     assert result.returncode == 1
     assert "Traceback" not in result.stderr

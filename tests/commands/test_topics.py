@@ -10,13 +10,13 @@ import sys
 import time
 from collections.abc import Iterator
 
-import pytest
-from confluent_kafka.admin import AdminClient, ConfigResource  # type: ignore[attr-defined]
-
 from harness import ROOT
 from harness.kafka import client_settings
 from harness.pipeline import Pipeline
 from harness.waiting import wait_until
+
+import pytest
+from confluent_kafka.admin import AdminClient, ConfigResource  # type: ignore[attr-defined]
 
 
 @pytest.fixture

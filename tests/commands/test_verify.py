@@ -10,13 +10,13 @@ import re
 import subprocess
 import sys
 
-import pytest
-
 import config
 from harness import ROOT
 from harness.database import administer, database_url, query
 from harness.pipeline import Pipeline
 from harness.verifying import FILL, MANY, SPECIAL, WITHOUT_LOG, differing, truth, verify
+
+import pytest
 
 
 def test_equal_tables_are_equal_and_it_says_so(filled: Pipeline) -> None:
@@ -97,8 +97,8 @@ def test_random_differences_are_found_exactly_whatever_the_size_of_pages(
         with side.cursor() as cursor:
             cursor.executemany("INSERT INTO employees (emp_id, city) VALUES (%s, %s)", rows)
     for page, part, suspects in ((1, 1, 1), (7, 3, 10), (1000, 20, 1000)):
-        small = f"verify.PAGE, verify.PART, verify.SUSPECTS = {page}, {part}, {suspects}"
-        found = verify(pipeline, script=pipeline.sabotaged("import verify", small))
+        small = f"comparison.PAGE, comparison.PART, comparison.MAX_SUSPECTS = {page}, {part}, {suspects}"
+        found = verify(pipeline, script=pipeline.sabotaged("import verify", "from cdc import comparison", small))
         assert differing(found) == truth(pipeline), (page, part)
         assert found["different"] == len(truth(pipeline)) > 100
 
@@ -129,7 +129,9 @@ def test_neither_settings_nor_encodings_of_the_databases_matter(bare_pipeline: P
     query(bare_pipeline.source(), "INSERT INTO employees VALUES (1, 'José', 'Ærø', '1999-02-01', 'Zürich', -5)")
     query(bare_pipeline.source(), SPECIAL.replace("Ωmega", "Omega"))
     bare_pipeline.drain()
-    by_checksums = bare_pipeline.sabotaged("import verify", "verify.ROWS = 'SELECT 1 / 0'")
+    by_checksums = bare_pipeline.sabotaged(
+        "import verify", "from cdc import comparison", "comparison.ROWS = 'SELECT 1 / 0'"
+    )
     assert verify(bare_pipeline, script=by_checksums)["equal"]
     query(bare_pipeline.destination(), "UPDATE employees SET city = 'Zurich' WHERE emp_id = 1")
     assert differing(verify(bare_pipeline)) == [1]

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import re
 
-import pytest
-
 from harness.database import query
 from harness.pipeline import Pipeline
 from harness.verifying import differing, verify
+
+import pytest
 
 
 @pytest.fixture

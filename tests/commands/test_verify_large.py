@@ -6,13 +6,13 @@ import threading
 import time
 from contextlib import closing
 
-import psycopg2
-import pytest
-
 from harness.database import query
 from harness.pipeline import Pipeline
 from harness.script import PEAK
 from harness.verifying import MANY, fill_both
+
+import psycopg2
+import pytest
 
 
 @pytest.mark.timing

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import time
 
-import pytest
-
 from harness.database import WAITING, query
 from harness.pipeline import Pipeline
 from harness.verifying import MANY, WITH_LOG, WITHOUT_LOG, differing, fill_both, verify, writers
 from harness.waiting import wait_until
+
+import pytest
 
 
 def test_repair_mends_all_kinds_of_differences_while_writers_run(running: Pipeline) -> None:

@@ -28,10 +28,10 @@ def test_what_stays_on_its_way_is_told_with_the_script_that_seems_not_to_run(pip
     assert (found["different"], found["on_their_way"], differing(found)) == (2, 2, [1, 2])
     assert all(difference["on_its_way"] for difference in found["differences"])
     result = pipeline.run("verify.py", "--wait", "0")
-    assert "2 of them wait for a change that is not published; does python producer.py run?" in result.stdout
+    assert "2 of them wait for a change that is not published; is producer.py running?" in result.stdout
     assert pipeline.run("producer.py", "--once").returncode == 0
     result = pipeline.run("verify.py", "--wait", "0")
-    assert "published but not applied; does python consumer.py run?" in result.stdout
+    assert "published but not applied; is consumer.py running?" in result.stdout
 
 
 def test_traffic_makes_no_difference_and_hides_none(running: Pipeline) -> None:

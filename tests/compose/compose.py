@@ -12,14 +12,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import psycopg2
-from psycopg2.extensions import connection as Connection
-
 import config
 from harness import ROOT
 from harness.database import ROWS, query
 from harness.script import Script, launch
 from harness.waiting import wait_until
+
+import psycopg2
+from psycopg2.extensions import connection as Connection
 
 PROJECT = "cdc_test"
 PATIENCE = 180  # seconds for servers to come up, on a slow machine that is busy otherwise

@@ -10,10 +10,10 @@ from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 
-import pytest
-
 from harness.database import query
 from tests.compose.compose import destination, source, wait_until_equal
+
+import pytest
 
 OLD_ROWS = 500  # there before, for the load's updates and deletes
 RATE = 200  # commits a second

@@ -9,9 +9,6 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any
 
-import pytest
-from confluent_kafka.admin import AdminClient
-
 import config
 from harness.database import query
 from harness.waiting import wait_until
@@ -27,6 +24,9 @@ from tests.compose.compose import (
     wait_until_equal,
 )
 from tests.compose.load import load
+
+import pytest
+from confluent_kafka.admin import AdminClient
 
 pytestmark = pytest.mark.compose
 

@@ -8,13 +8,13 @@ from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
 
-import pytest
-
 import config
 from harness.database import query
 from harness.script import Script
 from harness.waiting import wait_until
 from tests.compose.compose import ONE_MACHINE, destination, docker, run_script, source, start_script, wait_until_equal
+
+import pytest
 
 pytestmark = pytest.mark.compose
 

@@ -5,14 +5,14 @@ from __future__ import annotations
 import signal
 import time
 
-import pytest
-from psycopg2.extensions import connection as Connection
-
 from harness.consuming import SAME_PLACE, change, wait_until_read
 from harness.database import WAITING, query
 from harness.destination import ids
 from harness.pipeline import Pipeline
 from harness.waiting import wait_until
+
+import pytest
+from psycopg2.extensions import connection as Connection
 
 
 def test_a_consumer_killed_while_the_server_works_for_it_loses_nothing(

@@ -4,36 +4,37 @@ from __future__ import annotations
 
 import signal
 
-import pytest
-
 from harness.consuming import SAME_PLACE, wait_until_read
 from harness.database import query
 from harness.pipeline import Pipeline
 
+import pytest
+
 KILL = "os.kill(os.getpid(), signal.SIGKILL)"
 DIE = f"lambda *_, **__: {KILL}"
+MODULES = "from cdc import apply as applying, destination"
 KILLED: dict[str, list[str]] = {
     "between the gate and the commit": [
         "import psycopg2.extensions",
         "class Cursor(psycopg2.extensions.cursor):",
         "    def execute(self, query, values=None):",
         f"        {KILL} if query.startswith(applying.DELETE) else super().execute(query, values)",
-        "connect = consumer.connect",
+        "connect = destination.connect",
         "def connect_to_die(*arguments):",
         "    connection = connect(*arguments)",
         "    connection.cursor_factory = Cursor",
         "    return connection",
-        "consumer.connect = connect_to_die",
+        "destination.connect = connect_to_die",
     ],
     "after the destination's commit, before Kafka's": [f"consumer.Offsets.commit = {DIE}"],
-    "after the offsets were handed to Kafka": [f"consumer.tell = {DIE}"],
+    "after the offsets were handed to Kafka": [f"consumer.log_applied = {DIE}"],
     "after Kafka's commit": [
         "commit = consumer.Offsets.on_commit",
         f"consumer.Offsets.on_commit = lambda *arguments: (commit(*arguments), {KILL})",
     ],
     "after a dead letter was acknowledged": [
-        "bury = consumer.Graves.bury",
-        f"consumer.Graves.bury = lambda *arguments: (bury(*arguments), {KILL})",
+        "send = consumer.DeadLetters.send",
+        f"consumer.DeadLetters.send = lambda *arguments: (send(*arguments), {KILL})",
     ],
 }
 
@@ -47,7 +48,10 @@ def test_a_consumer_killed_at_any_point_loses_nothing(shared: Pipeline, point: s
     shared.send(bad)
     published = shared.run("producer.py", "--once")
     assert published.returncode == 0, published.stdout + published.stderr
-    sabotaged = shared.start(shared.sabotaged("import apply as applying, consumer", *KILLED[point]), **SAME_PLACE)
+    sabotaged = shared.start(
+        shared.sabotaged(f"{MODULES}; import consumer", *KILLED[point]),
+        **SAME_PLACE,
+    )
     assert sabotaged.process.wait(30) == -signal.SIGKILL, sabotaged.output()
     restarted = shared.start("consumer.py", **SAME_PLACE)
     restarted.wait_for("partitions assigned")  # before that it does not mind signals yet

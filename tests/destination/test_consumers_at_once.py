@@ -6,16 +6,16 @@ import random
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 
-import psycopg2
-from psycopg2.extensions import connection as Connection
-
-import apply as applying
-from connection import connect
+from cdc import apply as applying
+from cdc.postgres import connect
 from harness.consuming import change, consuming, history, last_states, wait_until_read
 from harness.database import BACKWARDS, WAITING, WATCH, query
 from harness.destination import alter_destination, apply
 from harness.pipeline import Pipeline
 from harness.waiting import wait_until
+
+import psycopg2
+from psycopg2.extensions import connection as Connection
 
 
 def test_consumers_side_by_side_never_replace_a_newer_state(shared: Pipeline, destination: Connection) -> None:

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import time
 
-import pytest
-from psycopg2.extensions import connection as Connection
-
 import config
 from harness.consuming import change, consuming, start_consumer, wait_until_read
 from harness.database import administer, query
 from harness.destination import alter_destination, let_in, shut_out, terminate, wait_for_rows
 from harness.pipeline import Pipeline
 from harness.waiting import wait_until
+
+import pytest
+from psycopg2.extensions import connection as Connection
 
 
 @pytest.mark.timing
@@ -36,7 +36,7 @@ def test_a_long_outage_is_said_once_waited_out_and_costs_no_membership(pipeline:
         wait_until_read(pipeline)
         assert pipeline.destination_url.rpartition("@")[2].partition("/")[0] in before  # the address
         assert script.output().count("partitions assigned") == 1
-        assert "partitions given up" not in script.output()
+        assert "partitions revoked" not in script.output()
     assert pipeline.dead_letters() == []
 
 
@@ -49,7 +49,7 @@ def test_partitions_may_change_hands_while_consumers_wait_for_the_destination(pi
         pipeline.send(change(10 + partition, 10 + partition), partition=partition)
     first.wait_for("; waiting")
     second = start_consumer(pipeline)
-    first.wait_for("partitions given up")
+    first.wait_for("partitions revoked")
     second.wait_for("; waiting")
     for partition in range(3):
         pipeline.send(change(20 + partition, 20 + partition), partition=partition)
@@ -67,7 +67,7 @@ def test_a_partition_given_up_while_the_destination_was_away_is_read_when_it_com
         pipeline.send(change(10 + partition, 10 + partition), partition=partition)
     first.wait_for("; waiting")
     second = start_consumer(pipeline)
-    first.wait_for("partitions given up")
+    first.wait_for("partitions revoked")
     let_in(pipeline)
     wait_for_rows(pipeline, [10, 11, 12])
     assert second.stop() == 0

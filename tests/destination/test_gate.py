@@ -6,17 +6,17 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from itertools import pairwise
 
-import psycopg2
-import pytest
-from psycopg2.extensions import connection as Connection
-
-import apply as applying
-from employee import read
+from cdc import apply as applying
+from cdc.message import read
 from harness.consuming import change
 from harness.database import ROWS, WAITING, query
 from harness.destination import apply, ids
 from harness.pipeline import Pipeline
 from harness.waiting import wait_until
+
+import psycopg2
+import pytest
+from psycopg2.extensions import connection as Connection
 
 
 def test_a_duplicate_is_applied_once(destination: Connection) -> None:
@@ -78,7 +78,7 @@ def test_dates_do_not_depend_on_the_way_the_destination_writes_them(destination:
 
 def scans(destination: Connection) -> list[tuple[str, bool]]:
     """How the plan of the prepared statement reads tables, and whether each time by the key."""
-    columns = applying.arrays([read(change(1, 1).encode())])
+    columns = applying.to_arrays([read(change(1, 1).encode())])
     plan = [line.strip(" ->") for (line,) in query(destination, f"EXPLAIN (COSTS off) {applying.APPLY}", columns)]
     return [
         (line, below.startswith("Index Cond: (emp_id"))

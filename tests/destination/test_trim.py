@@ -6,12 +6,12 @@ import random
 import re
 import threading
 
-from psycopg2.extensions import connection as Connection
-
 from harness import ROOT
 from harness.database import WAITING, query
 from harness.pipeline import Pipeline
 from harness.waiting import wait_until
+
+from psycopg2.extensions import connection as Connection
 
 TRIM = (ROOT / "sql" / "trim.sql").read_text(encoding="utf-8")
 KEPT = "SELECT emp_id FROM public.cdc_applied ORDER BY emp_id"

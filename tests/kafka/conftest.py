@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+from harness.pipeline import Pipeline
+
 import pytest
 from psycopg2.extensions import connection as Connection
-
-from harness.pipeline import Pipeline
 
 
 @pytest.fixture(scope="module")

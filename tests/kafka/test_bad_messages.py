@@ -6,10 +6,6 @@ from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import dataclass
 
-import pytest
-from confluent_kafka import Message, Producer
-from confluent_kafka.admin import AdminClient
-
 from employee import CDCRecord
 from harness.consuming import change
 from harness.database import query
@@ -18,6 +14,10 @@ from harness.kafka import client_settings
 from harness.pipeline import Pipeline, new_pipeline
 from harness.script import Script
 from harness.waiting import wait_until
+
+import pytest
+from confluent_kafka import Message, Producer
+from confluent_kafka.admin import AdminClient
 
 CITY = '"city":"here"'
 GOOD = change(50, 666, first_name="a", city="here", salary=7)  # what the bad ones are made from; never sent itself
@@ -213,7 +213,7 @@ def test_a_bad_message_as_large_as_a_broker_takes_becomes_a_dead_letter(pipeline
         stranger.produce(pipeline.topic, change(1, 1), partition=0)
         assert stranger.flush(10) == 0
     script = pipeline.start("consumer.py")
-    script.wait_for("partition 0 offset 0 → ", 8)
+    script.wait_for("partition 0, offset 0 → ", 8)
     wait_for_rows(pipeline, [1])
     assert [letter.value() for letter in pipeline.dead_letters()] == [large]
 

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import random
 
+from employee import Employee
+from harness.database import query
+from harness.records import NEWEST, OLDEST, examples
+
 import psycopg2
 from hypothesis import example, given
 from hypothesis import strategies as st
 from psycopg2.extensions import connection as Connection
-
-from employee import Employee
-from harness.database import query
-from harness.records import NEWEST, OLDEST, examples
 
 
 def written(server: Connection, text: str) -> str | None:

@@ -7,17 +7,18 @@ import re
 from dataclasses import astuple
 from typing import get_args, get_type_hints
 
+from cdc import apply as applying
+from cdc import emp_cdc
+from cdc.message import Change, Record, read, to_json
+from employee import ACTIONS, CDC_COLUMNS, EMPLOYEE_COLUMNS, CDCRecord
+from harness.database import query
+from harness.pipeline import Pipeline
+from harness.records import FULL, NEWEST, OLDEST, examples
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from psycopg2.extensions import connection as Connection
-
-import apply as applying
-import emp_cdc
-from employee import ACTIONS, CDC_COLUMNS, EMPLOYEE_COLUMNS, CDCRecord, Change, Record, read, to_json
-from harness.database import query
-from harness.pipeline import Pipeline
-from harness.records import FULL, NEWEST, OLDEST, examples
 
 ARRAYS = """
 %(cdc_id)s::bigint[], %(emp_id)s::int[], %(first_name)s::text[], %(last_name)s::text[], %(dob)s::date[],
@@ -33,7 +34,7 @@ BEFORE, BEHIND = CDCRecord(1, 1, city="before", action="INSERT"), CDCRecord(2, 2
 def read_by_the_server(server: Connection, record: Record) -> CDCRecord:
     """The record as PostgreSQL reads it in the middle of two good ones."""
     three = [read(BEFORE.to_json().encode()), record, read(BEHIND.to_json().encode())]
-    arrays = applying.arrays(three)
+    arrays = applying.to_arrays(three)
     before, found, behind = (CDCRecord.from_json(row) for (row,) in query(server, READ, arrays))  # three records
     assert (before, behind) == (BEFORE, BEHIND)
     return found
@@ -70,7 +71,7 @@ def test_a_row_of_the_log_takes_the_fast_path_and_comes_out_as_postgresql_writes
     query(source, "DELETE FROM employees WHERE emp_id = %s", (emp_id,))
     log = f"""
         SELECT row_to_json(change)::text, change.*
-        FROM (SELECT {emp_cdc.LOGGED} FROM emp_cdc WHERE emp_id = %s ORDER BY cdc_id) change
+        FROM (SELECT {emp_cdc.CHANGE} FROM emp_cdc WHERE emp_id = %s ORDER BY cdc_id) change
     """
     rows = query(source, log, (emp_id,))
     assert [Change(*row[1:]).action for row in rows] == ["INSERT", "UPDATE", "DELETE"]

@@ -8,15 +8,15 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager
 from pathlib import Path
 
-import pytest
-from confluent_kafka import Consumer, Producer, TopicPartition
-
 import consumer
-import graves
-from connection import Kafka, kafka_client
+from cdc import intake
+from cdc.kafka import Brokers, make_client
 from harness.consuming import change
 from harness.kafka import client_settings
 from harness.pipeline import Pipeline
+
+import pytest
+from confluent_kafka import Consumer, Producer, TopicPartition
 
 
 def wide(cdc_id: int, employees: int, letters: str) -> str:
@@ -52,7 +52,7 @@ def test_a_backlog_of_any_kind_stays_within_bounded_memory(
 
 @contextmanager
 def reading_from_the_end(pipeline: Pipeline) -> Iterator[Consumer]:
-    with closing(kafka_client(Consumer, consumer.KAFKA_SETTINGS, Kafka())) as reading:
+    with closing(make_client(Consumer, consumer.KAFKA_SETTINGS, Brokers())) as reading:
         place = TopicPartition(pipeline.topic, 0)
         place.offset = reading.get_watermark_offsets(place, timeout=10)[1]
         reading.assign([place])
@@ -60,13 +60,13 @@ def reading_from_the_end(pipeline: Pipeline) -> Iterator[Consumer]:
 
 
 @pytest.mark.timing
-@pytest.mark.parametrize("patient", [False, True])
-def test_a_backlog_that_is_read_does_not_wait_for_what_trickles_in_behind_it(
-    pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch, patient: bool
+@pytest.mark.parametrize("expect_folding", [False, True])
+def test_a_backlog_that_is_read_does_not_wait_for_what_trickles_in_after_it(
+    pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch, expect_folding: bool
 ) -> None:
-    for name in ("FILL_AT_MOST", "READ_AT_MOST"):
-        monkeypatch.setattr(consumer, name, 30.0)
-    values = [change(n, n) for n in range(1, consumer.CHUNK * 3 // 2)]
+    for name in ("FOLDING_FILL_TIME", "FILL_TIME"):
+        monkeypatch.setattr(intake, name, 30.0)
+    values = [change(n, n) for n in range(1, intake.CHUNK * 3 // 2)]
     with reading_from_the_end(pipeline) as reading, ThreadPoolExecutor(1) as pool:
         pipeline.send(*values, partition=0)
         trickling = True
@@ -80,10 +80,10 @@ def test_a_backlog_that_is_read_does_not_wait_for_what_trickles_in_behind_it(
 
         trickle_done = pool.submit(trickle)
         try:
-            intake = consumer.Intake(reading, patient=patient)
+            taking = intake.Intake(reading, expect_folding=expect_folding)
             started = time.monotonic()
-            while len(intake.batch.messages) < len(values):
-                intake.fill()
+            while len(taking.batch.messages) < len(values):
+                taking.fill()
             assert time.monotonic() - started < 10
         finally:
             trickling = False
@@ -95,18 +95,18 @@ def test_a_backlog_that_is_read_does_not_wait_for_what_trickles_in_behind_it(
 def test_a_batch_waits_for_more_only_where_that_leaves_fewer_records(
     pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch, employees: int
 ) -> None:
-    monkeypatch.setattr(graves, "EMPLOYEES", 2000)
-    for name in ("FILL", "FILL_AT_MOST"):
-        monkeypatch.setattr(consumer, name, 3.0)
+    monkeypatch.setattr(intake, "MAX_EMPLOYEES", 2000)
+    for name in ("FOLDING_CHUNK_WAIT", "FOLDING_FILL_TIME"):
+        monkeypatch.setattr(intake, name, 3.0)
     with reading_from_the_end(pipeline) as reading:
-        intake = consumer.Intake(reading)
+        taking = intake.Intake(reading)
 
         def fill(count: int) -> float:
             pipeline.send(*(change(n, n % employees) for n in range(1, count + 1)), partition=0)
             started = time.monotonic()
-            while len(intake.batch.messages) < count:
-                intake.fill()
-            intake.hand_out()
+            while len(taking.batch.messages) < count:
+                taking.fill()
+            taking.take_batch()
             return time.monotonic() - started
 
         assert fill(2000) < 2  # nothing is known yet

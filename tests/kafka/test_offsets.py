@@ -4,18 +4,18 @@ from __future__ import annotations
 
 from contextlib import closing
 
-import pytest
-from confluent_kafka import Consumer, KafkaError, Message, TopicPartition
-from confluent_kafka.admin import AdminClient
-from psycopg2.extensions import connection as Connection
-
 import consumer
-from connection import Kafka, kafka_client
+from cdc.kafka import Brokers, make_client
 from harness.consuming import change, consuming, wait_until_read
 from harness.destination import ids, let_in, shut_out, wait_for_rows
 from harness.kafka import client_settings
 from harness.pipeline import Pipeline
 from harness.waiting import wait_until
+
+import pytest
+from confluent_kafka import Consumer, KafkaError, Message, TopicPartition
+from confluent_kafka.admin import AdminClient
+from psycopg2.extensions import connection as Connection
 
 
 def test_a_new_group_reads_from_the_first_message_in_silence(shared: Pipeline, destination: Connection) -> None:
@@ -135,13 +135,13 @@ def test_an_offset_event_of_a_partition_given_up_meanwhile_is_left_alone(shared:
     for partition in range(3):
         shared.send(change(1, 1), partition=partition)
     settings = {**consumer.KAFKA_SETTINGS, "group.id": f"{shared.name}-{len(given_up)}"}
-    with closing(kafka_client(Consumer, settings, Kafka())) as reader:
+    with closing(make_client(Consumer, settings, Brokers())) as reader:
         reader.subscribe([shared.topic])
         events = offset_events(reader, 3)
         if given_up:
             reader.incremental_unassign([TopicPartition(shared.topic, number) for number in given_up])
         for event in events:
-            consumer.handle(event, reader, set(), Kafka())
+            consumer.handle(event, reader, consumer.Drain(once=False), Brokers())
         kept = {0, 1, 2} - set(given_up)
         assert {part.partition for part in reader.assignment()} == kept
         read: set[int | None] = set()

@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-import pytest
-
 import config
 from harness.database import administer, query
 from harness.kafka import count_messages
 from harness.log_reader import INSERT
 from harness.pipeline import Pipeline
 from harness.producing import UNPUBLISHED, published, rise_per_employee
+
+import pytest
 
 
 def test_dates_do_not_depend_on_the_way_the_source_writes_them(pipeline: Pipeline) -> None:

@@ -8,10 +8,11 @@ from collections.abc import Callable
 from dataclasses import asdict, replace
 from typing import Any
 
-import pytest
-
-from employee import CDC_COLUMNS, EMPLOYEE_COLUMNS, CDCRecord, Employee, named, read
+from cdc.message import describe, read
+from employee import CDC_COLUMNS, EMPLOYEE_COLUMNS, CDCRecord, Employee
 from harness.records import FULL, NEWEST, OLDEST, value
+
+import pytest
 
 
 def test_a_record_goes_out_as_json_and_comes_back_the_same() -> None:
@@ -55,9 +56,9 @@ def test_the_order_of_the_fields_and_spaces_do_not_matter() -> None:
 
 
 def test_a_record_is_called_by_action_and_employee() -> None:
-    assert named(value()) == ("UPDATE employee 3", 17)
-    assert named(b"nonsense") == ("a message that is no change", 0)
-    assert named(None) == ("a message that is no change", 0)
+    assert describe(value()) == ("UPDATE employee 3", 17)
+    assert describe(b"nonsense") == ("a message that is no change", 0)
+    assert describe(None) == ("a message that is no change", 0)
 
 
 def test_the_columns_are_those_of_the_specified_tables() -> None:

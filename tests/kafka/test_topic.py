@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-import pytest
-
 from harness.consuming import change, consuming, wait_until_read
 from harness.destination import wait_for_rows
 from harness.pipeline import Pipeline, new_pipeline
+
+import pytest
 
 
 @pytest.fixture(scope="module")

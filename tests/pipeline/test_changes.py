@@ -5,13 +5,13 @@ from __future__ import annotations
 import time
 from pathlib import Path
 
-import pytest
-from psycopg2.extensions import connection as Connection
-
 from harness.database import ROWS, query
 from harness.destination import ROW, Row, ids
 from harness.pipeline import Pipeline
 from harness.waiting import wait_until
+
+import pytest
+from psycopg2.extensions import connection as Connection
 
 VALUES: dict[str, Row] = {
     "nothing but NULLs": (None, None, None, None, None),
@@ -153,9 +153,9 @@ def test_a_single_change_is_named_and_many_are_summed_up(shared_running: Pipelin
     def told_by_name() -> bool:
         ((emp_id,),) = query(source, "INSERT INTO employees (city) VALUES ('told') RETURNING emp_id")
         time.sleep(0.3)  # right after a load a single change is still summed up with the rest
-        return f"INSERT employee {emp_id} → applied, offset " in script.output()
+        return f"INSERT employee {emp_id} → applied, log offset " in script.output()
 
     wait_until(told_by_name, what=script.output)
     told = script.output()
     query(source, "INSERT INTO employees (city) SELECT 'told' FROM generate_series(1, 1000)")
-    wait_until(lambda: " changes up to offset " in script.output().removeprefix(told), what=script.output)
+    wait_until(lambda: " changes up to log offset " in script.output().removeprefix(told), what=script.output)

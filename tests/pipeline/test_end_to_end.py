@@ -7,11 +7,11 @@ import signal
 import time
 from concurrent.futures import ThreadPoolExecutor
 
-import pytest
-
 from harness.database import query
 from harness.pipeline import Pipeline
 from harness.waiting import wait_until
+
+import pytest
 
 
 @pytest.mark.timing

@@ -7,10 +7,6 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-import pytest
-from confluent_kafka.admin import AdminClient
-from psycopg2.extensions import connection as Connection
-
 from harness.database import query
 from harness.kafka import client_settings
 from harness.own_servers import own_servers
@@ -18,6 +14,10 @@ from harness.pipeline import Pipeline
 from harness.waiting import wait_until
 from stack import servers
 from stack.servers import Server
+
+import pytest
+from confluent_kafka.admin import AdminClient
+from psycopg2.extensions import connection as Connection
 
 pytestmark = pytest.mark.alone
 

@@ -12,10 +12,6 @@ from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
 
-import psycopg2
-import pytest
-from psycopg2.extensions import connection as Connection
-
 from harness.database import query
 from harness.own_servers import bring_back, own_servers
 from harness.pipeline import Pipeline
@@ -23,6 +19,10 @@ from harness.script import Script
 from harness.waiting import wait_until
 from stack import servers
 from stack.servers import Server
+
+import psycopg2
+import pytest
+from psycopg2.extensions import connection as Connection
 
 pytestmark = pytest.mark.alone
 
@@ -45,7 +45,7 @@ WHERE datname = current_database() AND pid <> pg_backend_pid() AND state = 'idle
 """
 MARKED = "SELECT count(*) FROM employees WHERE emp_id <= 40 AND salary = %(mark)s"
 
-ANEW = "THE TOPIC WAS MADE ANEW.*run python verify.py --repair"
+ANEW = "THE TOPIC WAS RE-CREATED.*run python verify.py --repair"
 
 numbers = itertools.count()
 
@@ -141,7 +141,7 @@ def test_an_outage_is_said_once_and_over_at_once(
         assert grown < GROWTH, f"{name} grew by {grown} kB"
         assert "Traceback" not in script.output()
     if away == "destination":
-        assert not lines(scripts["consumer.py"], "partitions given up"), "the group must keep the consumer"
+        assert not lines(scripts["consumer.py"], "partitions revoked"), "the group must keep the consumer"
     assert started.dead_letters() == []
     assert took < at_once
     for name, script in scripts.items():

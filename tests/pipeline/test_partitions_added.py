@@ -6,11 +6,11 @@ import random
 import time
 from concurrent.futures import ThreadPoolExecutor
 
-import psycopg2
-
 from harness.database import BACKWARDS, WATCH, query
 from harness.pipeline import Pipeline
 from harness.waiting import wait_until
+
+import psycopg2
 
 
 def test_the_pipeline_stays_right_while_partitions_are_added(pipeline: Pipeline) -> None:

@@ -9,14 +9,14 @@ from collections.abc import Iterator
 from contextlib import suppress
 from random import Random
 
-import psycopg2
-import pytest
-from psycopg2.extensions import connection as Connection
-
 from harness.consuming import SAME_PLACE
 from harness.database import query
 from harness.pipeline import Pipeline
 from harness.script import Script
+
+import psycopg2
+import pytest
+from psycopg2.extensions import connection as Connection
 
 EXAMPLES = [pytest.param(number, marks=[] if number < 24 else pytest.mark.long) for number in range(500)]
 KEYS = 12  # employees that all sessions share, so that they meet

@@ -7,16 +7,16 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import datetime
 
-import psycopg2
-import pytest
-from psycopg2.extensions import connection as Connection
-
 import config
 from harness import ROOT
 from harness.database import BACKWARDS, WATCH, administer, database_url, query
 from harness.kafka import remove_messages
 from harness.pipeline import Pipeline
 from harness.waiting import wait_until
+
+import psycopg2
+import pytest
+from psycopg2.extensions import connection as Connection
 
 TABLES = ("employees", "emp_cdc", "cdc_position")
 

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import pytest
-
 from bench.catch_up import run_ours, run_plain
+
+import pytest
 
 pytestmark = pytest.mark.alone
 

@@ -4,21 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 
-import pytest
-from confluent_kafka import Producer
-from psycopg2.extensions import connection as Connection
-
-import cli
 import config
-import emp_cdc
 import producer
-from connection import Kafka, kafka_client
-from employee import Change
+from cdc import cli, emp_cdc, publisher
+from cdc.kafka import Brokers, make_client
+from cdc.message import Change
+from cdc.position import load_position
 from harness.capturing import SOURCE
 from harness.database import query
 from harness.log_reader import Reader
 from harness.pipeline import Pipeline
 from harness.producing import set_up_here
+
+import pytest
+from confluent_kafka import Producer
+from psycopg2.extensions import connection as Connection
 
 
 @pytest.fixture
@@ -32,9 +32,9 @@ def pipeline(bare_pipeline: Pipeline) -> Pipeline:
 def read(pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[], Reader]]:
     """Makes readers, each from the saved position on, as a producer that starts."""
     monkeypatch.setattr(config, "KAFKA_TOPIC", pipeline.topic)
-    client = kafka_client(Producer, producer.KAFKA_SETTINGS, Kafka())
+    client = make_client(Producer, publisher.KAFKA_SETTINGS, Brokers())
     readers: list[Reader] = []
-    publish = producer.publish
+    publish = publisher.publish
 
     def publish_and_record(client: Producer, page: list[Change], stop: cli.Stop) -> None:
         publish(client, page, stop)
@@ -43,8 +43,8 @@ def read(pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callab
 
     def make() -> Reader:
         source = pipeline.source()
-        query(source, emp_cdc.PREPARE)
-        readers.append(Reader(source, client, emp_cdc.load_position(source)))
+        query(source, emp_cdc.SESSION)
+        readers.append(Reader(source, client, load_position(source)))
         return readers[-1]
 
     monkeypatch.setattr(producer, "publish", publish_and_record)

@@ -5,14 +5,14 @@ from __future__ import annotations
 import io
 from concurrent.futures import ThreadPoolExecutor
 
-import psycopg2
-import pytest
-from psycopg2.extensions import connection as Connection
-
 from harness.capturing import LOG, SOURCE, SPECIFIED, newest_in_log
 from harness.database import WAITING, query
 from harness.pipeline import Pipeline
 from harness.waiting import wait_until
+
+import psycopg2
+import pytest
+from psycopg2.extensions import connection as Connection
 
 
 def test_an_update_of_the_key_is_a_delete_of_the_old_and_an_update_of_the_new(source: Connection) -> None:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from harness.database import query
+from harness.pipeline import Pipeline
+
 import psycopg2
 import pytest
 from psycopg2.extensions import connection as Connection
-
-from harness.database import query
-from harness.pipeline import Pipeline
 
 COLUMNS = "first_name VARCHAR(100), last_name VARCHAR(100), dob DATE, city VARCHAR(100), salary INT"
 ROW_TRIGGER = "CREATE TRIGGER t AFTER INSERT ON mine FOR EACH ROW EXECUTE FUNCTION public.employee_cdc_trigger_func()"

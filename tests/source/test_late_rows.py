@@ -5,14 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-import pytest
-from confluent_kafka import Producer
-from psycopg2.extensions import connection as Connection
-
-import cli
-import emp_cdc
 import producer
-from employee import Change
+from cdc import cli, emp_cdc
+from cdc.message import Change
 from harness.database import query
 from harness.log_reader import (
     ALL,
@@ -27,6 +22,10 @@ from harness.log_reader import (
 )
 from harness.pipeline import Pipeline
 from harness.producing import in_pages_of
+
+import pytest
+from confluent_kafka import Producer
+from psycopg2.extensions import connection as Connection
 
 Interleaving = Callable[[list[Connection], Callable[[], bool]], Any]
 
@@ -129,10 +128,12 @@ def test_changes_go_in_the_order_of_their_commits_per_employee_which_is_not_that
 
     assert cities() == ["older", "newer"]
     by_cdc_id = "ORDER BY cdc_id NULLS FIRST\n"
-    assert emp_cdc.PREPARE.endswith(by_cdc_id)
-    head, found = emp_cdc.PREPARE.removesuffix(by_cdc_id).split("AS\nSELECT NULL", 1)
+    assert emp_cdc.SESSION.endswith(by_cdc_id)
+    head, found = emp_cdc.SESSION.removesuffix(by_cdc_id).split(
+        "-- the first row: the snapshot of this statement\nSELECT NULL", 1
+    )
     by_txid = "ORDER BY (SELECT txid FROM emp_cdc WHERE cdc_id = found.cdc_id) NULLS FIRST, cdc_id"
-    monkeypatch.setattr(emp_cdc, "PREPARE", f"{head}AS SELECT * FROM (SELECT NULL{found}) AS found {by_txid}")
+    monkeypatch.setattr(emp_cdc, "SESSION", f"{head}SELECT * FROM (SELECT NULL{found}) AS found {by_txid}")
     assert cities()[0] == "newer"
 
 
@@ -144,12 +145,12 @@ def test_late_rows_of_one_snapshot_go_in_bounded_pages_and_what_comes_meanwhile_
 ) -> None:
     reader = read()
     log_late_rows(reader, sessions)
-    publish = producer.publish
+    publish = producer.publish  # type: ignore[attr-defined]
 
     def publish_while_others_commit(client: Producer, page: list[Change], stop: cli.Stop) -> None:
         publish(client, page, stop)
         if page[0].cdc_id == 1:
-            query(sessions[1], "COMMIT")  # offset 26, behind the reader's
+            query(sessions[1], "COMMIT")  # offset 26, below the reader's
             query(sessions[2], INSERT)  # offset 28, beyond it
 
     monkeypatch.setattr(producer, "publish", publish_while_others_commit)

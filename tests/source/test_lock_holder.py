@@ -10,16 +10,16 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import psycopg2
-import pytest
-from psycopg2.extensions import connection as Connection
-
 import config
 from harness.database import WAITING, administer, query
 from harness.own_servers import ours_alone, purge, url
 from harness.pipeline import Pipeline
 from harness.waiting import wait_until
 from stack import servers
+
+import psycopg2
+import pytest
+from psycopg2.extensions import connection as Connection
 
 OFFSET = 5500  # of the port of the server here
 TAKE = "SELECT pg_advisory_lock(6513763, 1)"

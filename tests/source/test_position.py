@@ -4,9 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-import pytest
-from psycopg2.extensions import connection as Connection
-
 from employee import CDCRecord
 from harness.database import query
 from harness.kafka import remove_messages
@@ -19,6 +16,9 @@ from harness.log_reader import (
 )
 from harness.pipeline import Pipeline
 from harness.producing import published, start_producer, wait_until_published
+
+import pytest
+from psycopg2.extensions import connection as Connection
 
 
 def moved_to_another_server(source: Connection, shift: int) -> None:
@@ -143,7 +143,7 @@ def test_a_log_truncated_while_the_producer_runs_is_noticed(pipeline: Pipeline) 
     source = pipeline.source()
     for _ in range(3):
         query(source, INSERT)
-    script = pipeline.start(pipeline.sabotaged("import producer", "producer.HOUSEKEEPING = 0.2"))
+    script = pipeline.start(pipeline.sabotaged("import producer", "producer.UPKEEP = 0.2"))
     script.wait_for("publishing from")
     wait_until_published(source, 20)
     query(source, "TRUNCATE emp_cdc RESTART IDENTITY")

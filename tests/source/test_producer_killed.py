@@ -5,13 +5,13 @@ from __future__ import annotations
 import signal
 from collections.abc import Callable
 
-import pytest
-from psycopg2.extensions import connection as Connection
-
 from harness.database import query
 from harness.log_reader import Reader, log_late_rows
 from harness.pipeline import Pipeline
 from harness.producing import KILL, in_pages_of, published
+
+import pytest
+from psycopg2.extensions import connection as Connection
 
 
 def crash(pipeline: Pipeline, page_size: int, page: int, *instead: str) -> None:

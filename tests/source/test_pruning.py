@@ -4,16 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-import pytest
-from psycopg2.extensions import connection as Connection
-
 import config
-import emp_cdc
+from cdc import emp_cdc
 from harness.database import query
 from harness.log_reader import INSERT, Reader
 from harness.pipeline import Pipeline
 from harness.producing import published, start_producer
 from harness.waiting import wait_until
+
+import pytest
+from psycopg2.extensions import connection as Connection
 
 
 def test_published_rows_older_than_the_retention_are_pruned(pipeline: Pipeline) -> None:

@@ -6,15 +6,15 @@ import random
 from collections.abc import Callable
 from typing import Any
 
-import pytest
-from psycopg2.extensions import connection as Connection
-
-import emp_cdc
 import producer
+from cdc import emp_cdc
 from harness.database import query
 from harness.log_reader import LOG_HEAD, TAKE_XID, Reader, leave_out
 from harness.pipeline import Pipeline
 from harness.producing import published, rise_per_employee
+
+import pytest
+from psycopg2.extensions import connection as Connection
 
 
 def random_schedule(seed: int, sessions: list[Connection], poll: Callable[[int], bool]) -> None:

@@ -12,15 +12,15 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-import psycopg2
-import pytest
-
 import config
 from employee import CDCRecord
 from harness import ROOT
 from harness.database import administer, query
 from harness.pipeline import Pipeline, new_pipeline
 from harness.waiting import wait_until
+
+import psycopg2
+import pytest
 
 SIDES = ("source", "destination")
 PASSWORD = "secret"
@@ -293,7 +293,7 @@ def test_a_script_that_waits_for_a_right_goes_on_once_it_is_granted(doors: Doors
         producer = doors.pipeline.start("producer.py", **doors.urls("cdc_producer"))
         producer.wait_for(f"{REFUSED} for table emp_cdc; waiting")
     doors.as_superuser("source", "INSERT INTO employees (emp_id) VALUES (-5) ON CONFLICT DO NOTHING")
-    producer.wait_for("published, offset")
+    producer.wait_for("published, log offset")
     assert producer.stop() == 0
 
 

@@ -5,14 +5,14 @@ from __future__ import annotations
 import time
 from concurrent.futures import ThreadPoolExecutor
 
-import pytest
-from psycopg2.extensions import connection as Connection
-
 from harness.database import query
 from harness.log_reader import INSERT
 from harness.pipeline import Pipeline
 from harness.producing import published, start_producer, wait_until_published
 from harness.waiting import wait_until
+
+import pytest
+from psycopg2.extensions import connection as Connection
 
 
 @pytest.mark.timing

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import json
 
-import pytest
-
 from harness.database import query
 from harness.pipeline import Pipeline
 from harness.waiting import wait_until
+
+import pytest
 
 COLUMNS = "first_name VARCHAR(100), last_name VARCHAR(100), dob DATE, city VARCHAR(100), salary INT"
 PLAIN = f"CREATE TABLE employees (emp_id INT PRIMARY KEY, {COLUMNS})"

@@ -7,12 +7,12 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from random import Random
 
-from psycopg2.extensions import connection as Connection
-
 from harness.capturing import COLUMNS, LOG, SPECIFIED, newest_in_log, set_up
 from harness.database import query
 from harness.pipeline import Pipeline
 from harness.waiting import wait_until
+
+from psycopg2.extensions import connection as Connection
 
 
 @contextmanager

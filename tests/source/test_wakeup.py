@@ -8,18 +8,19 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 
-import pytest
-from psycopg2.extensions import connection as Connection
-
-import cli
 import config
 import producer
-from connection import Kafka
+from cdc import cli, wakeup
+from cdc.kafka import Brokers
+from cdc.publisher import PAGE
 from harness.database import ALWAYS_NOTIFY, query
 from harness.log_reader import INSERT, LOG_HEAD, Reader
 from harness.pipeline import Pipeline
 from harness.producing import HELD_BY_WRITERS, UNPUBLISHED, start_producer, wait_until_published
 from harness.waiting import wait_until
+
+import pytest
+from psycopg2.extensions import connection as Connection
 
 
 @contextmanager
@@ -27,7 +28,9 @@ def streaming(reader: Reader) -> Iterator[Future[None]]:
     """producer.stream beside the test, stopped at the end; what it raised, the test raises."""
     stop = cli.Stop()
     with ThreadPoolExecutor(1) as pool:
-        stream = pool.submit(producer.stream, reader.source, reader.client, reader.position, Kafka(), stop, once=False)
+        stream = pool.submit(
+            producer.stream, reader.source, reader.client, reader.position, Brokers(), stop, once=False
+        )
         try:
             yield stream
         finally:
@@ -65,7 +68,7 @@ def test_a_change_that_saw_the_producer_awake_does_not_wait_where_it_falls_aslee
     read: Callable[[], Reader], sessions: list[Connection], monkeypatch: pytest.MonkeyPatch, held: bool
 ) -> None:
     monkeypatch.setattr(config, "POLL_INTERVAL", 30.0)
-    try_lock = producer.try_lock
+    try_lock = wakeup.try_lock
     tries: list[bool] = []
 
     def change_and_try_lock(source: Connection, lock: int) -> bool:
@@ -77,7 +80,7 @@ def test_a_change_that_saw_the_producer_awake_does_not_wait_where_it_falls_aslee
         tries.append(try_lock(source, lock))
         return tries[-1]
 
-    monkeypatch.setattr(producer, "try_lock", change_and_try_lock)
+    monkeypatch.setattr(wakeup, "try_lock", change_and_try_lock)
     reader = read()
     with streaming(reader) as stream:
         try:
@@ -147,14 +150,14 @@ def test_under_load_nobody_notifies(pipeline: Pipeline) -> None:
 
 
 @pytest.mark.timing
-@pytest.mark.parametrize(("changes", "wakes"), [(1, 0), (producer.FEW, 0), (producer.FEW + 1, 1)])
+@pytest.mark.parametrize(("changes", "wakes"), [(1, 0), (wakeup.FEW, 0), (wakeup.FEW + 1, 1)])
 def test_only_a_larger_page_wakes_the_producer_up(
     read: Callable[[], Reader], sessions: list[Connection], monkeypatch: pytest.MonkeyPatch, changes: int, wakes: int
 ) -> None:
     monkeypatch.setattr(config, "POLL_INTERVAL", 30.0)
     woken: list[None] = []
-    wake_up = producer.wake_up
-    monkeypatch.setattr(producer, "wake_up", lambda source: woken.append(wake_up(source)))
+    wake_up = wakeup.Rest.wake_up
+    monkeypatch.setattr(wakeup.Rest, "wake_up", lambda rest: woken.append(wake_up(rest)))
     reader = read()
     with streaming(reader):
         for _ in range(3):
@@ -167,7 +170,7 @@ def test_only_a_larger_page_wakes_the_producer_up(
 
 @pytest.mark.parametrize(
     ("changes", "seconds"),
-    [(producer.FEW, 0), (producer.FEW + 1, 0.005), (50, 0.005), (100, 0.01), (5_000, 0.02), (producer.PAGE, 0)],
+    [(wakeup.FEW, 0), (wakeup.FEW + 1, 0.005), (50, 0.005), (100, 0.01), (5_000, 0.02), (PAGE, 0)],
 )
 def test_the_larger_a_page_the_longer_the_next_one_may_fill(
     read: Callable[[], Reader],

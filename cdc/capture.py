@@ -9,12 +9,12 @@ import logging
 import time
 from dataclasses import dataclass, field
 
-from psycopg2.extensions import connection as Connection
-
 from config import SCHEMA
 from employee import EMPLOYEE_COLUMNS
 
-log = logging.getLogger("producer")
+from psycopg2.extensions import connection as Connection
+
+log = logging.getLogger(__name__)
 
 CHECK_EVERY = 10.0  # seconds
 

@@ -1,0 +1,38 @@
+"""The machinery of Employee CDC. The scripts above this folder are what people run; each module here has one job.
+
+In the order in which a change meets them:
+
+    capture       is `employees` a table that can be kept equal, and is all of it captured?
+    emp_cdc       read the log without losing a row; prune it
+    position      how far the producer has come: load, save, rebase, guard
+    wakeup        the advisory locks: one active producer; sleep without missing a change
+    message       a change as a Kafka message
+    publisher     hand a page to Kafka and wait until all of it is acknowledged
+    intake        messages into batches, read ahead while the destination works
+    apply         the statement that applies records through the gate
+    destination   apply a batch whatever happens: wait out outages, single out what is refused
+    dead_letters  the dead-letter topic: send there; list, replay, discard
+    offsets       where a consumer stands: assigned, applied, committed, left
+
+Around them:
+
+    postgres, session   connect to a database; what each session sets
+    kafka, topic        make a client; what the topic and the group hold now
+    outage, progress    wait longer and longer, warn once; report what moved
+    cli                 options, stopping, exit codes
+    status, comparison  the engines of `admin.py status` and `verify.py`
+"""
+
+import sys
+from importlib.util import find_spec
+
+__version__ = "1.0.0"
+
+missing = [name for name in ("confluent_kafka", "dotenv", "msgspec", "psycopg2", "rich") if find_spec(name) is None]
+if missing:
+    print(
+        f"Python packages are missing ({', '.join(missing)}): activate .venv (. .venv/bin/activate), "
+        "or run pip install -r requirements.txt",
+        file=sys.stderr,
+    )
+    sys.exit(2)

@@ -1,0 +1,251 @@
+"""The dead-letter topic: the consumer sends there what can never be applied; admin.py lists, replays and discards it.
+
+The topic <topic>_dlq holds the letters that are still to be handled. A letter that is replayed or discarded is deleted.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import time
+from collections.abc import Iterator
+from contextlib import closing
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+import config
+from cdc import cli
+from cdc.kafka import Brokers, make_client
+
+from confluent_kafka import Consumer, KafkaError, KafkaException, Message, Producer, TopicPartition
+from confluent_kafka.admin import AdminClient
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+log = logging.getLogger(__name__)
+
+ORIGIN, ERROR = ("topic", "partition", "offset"), "error"  # the headers of a letter
+
+PAGE = 100  # letters in memory at once; one can be as large as the broker allows
+MAX_LISTED = 50  # lines of the table
+MAX_SHOWN = 80  # characters of a value there
+ANSWER_WAIT = 10  # seconds for an answer of Kafka
+
+PRODUCER_SETTINGS = {
+    "enable.idempotence": True,
+    "message.max.bytes": 1_000_000_000,  # the broker decides
+    "partitioner": "murmur2_random",  # producer.py's: the changes of an employee stay in one partition
+}
+READER_SETTINGS = {
+    "group.id": "employee-cdc-dead-letters",  # required by the client; nothing is committed
+    "enable.auto.commit": False,
+    "enable.partition.eof": True,
+    "queued.max.messages.kbytes": 16_384,
+    "fetch.message.max.bytes": 65_536,  # much more once decompressed
+}
+
+Bounds = dict[int, tuple[int, int]]  # by partition: the first offset and the one after the last
+
+
+@dataclass
+class DeadLetters:
+    """Where the consumer sends what can never be applied. The client is made for the first letter."""
+
+    brokers: Brokers
+    stop: cli.Stop
+    producer: Producer | None = None
+
+    def send(self, message: Message, error: str) -> None:
+        """Send a message with its origin and the error, and wait until it is acknowledged.
+
+        Raises KafkaException if Kafka refuses it, Stopped if a stop is requested while Kafka is down.
+        """
+        if self.producer is None:
+            self.producer = make_client(Producer, {**PRODUCER_SETTINGS, "message.timeout.ms": 0}, self.brokers)
+        origin = (message.topic(), message.partition(), message.offset())
+        headers = {name: str(value).encode() for name, value in zip(ORIGIN, origin, strict=True)}
+        letter = {"value": message.value(), "key": message.key(), "headers": {**headers, ERROR: error.encode()}}
+        if failures := produce_all(self.producer, config.DEAD_LETTER_TOPIC, [letter], self.stop):
+            self.producer = None
+            raise KafkaException(failures[0])
+        log.error("message at partition %s, offset %s → dead letter: %s", message.partition(), message.offset(), error)
+
+
+def produce_all(
+    producer: Producer, topic: str, messages: list[dict[str, Any]], stop: cli.Stop | None = None
+) -> list[KafkaError]:
+    """Send messages and wait until Kafka has answered for each; returns its refusals. Raises Stopped."""
+    failures: list[KafkaError] = []
+    try:
+        for message in messages:
+            producer.produce(topic, **message, on_delivery=lambda error, _: failures.append(error) if error else None)
+        while producer.flush(1.0):
+            if stop is not None:
+                cli.raise_if_requested(stop)
+    except KafkaException as error:
+        failures.append(error.args[0])
+    return failures
+
+
+# What admin.py dead-letters does
+
+
+def run(admin: AdminClient, brokers: Brokers, action: str | None, sure: bool) -> None:
+    """List the letters as a table (None) or as "json", "replay" or "discard" them."""
+    if action == "json":
+        logging.disable(logging.WARNING)  # stdout is for the JSON alone
+    with closing(make_client(Consumer, READER_SETTINGS, brokers)) as reader:
+        try:
+            if action == "replay":
+                replay(reader, admin, brokers)
+            elif action == "discard":
+                discard(reader, admin, sure)
+            elif action == "json":
+                print_json(reader)
+            else:
+                print_table(reader, Console(highlight=False))
+        except KafkaException as error:
+            cli.fail(f"Kafka at {config.KAFKA['bootstrap.servers']}: {error.args[0].str()}")
+
+
+def print_table(reader: Consumer, console: Console) -> None:
+    bounds = find_bounds(reader)
+    if not count(bounds):
+        console.print("no dead letters")
+        return
+    table = Table("when", "employee", "error", "origin", "value", title="dead letters", title_justify="left")
+    for page in read_pages(reader, bounds):
+        for letter in map(describe, page[: MAX_LISTED - table.row_count]):
+            origin = "/".join(part for part in letter["origin"].values() if part)
+            cells = (letter["when"], letter["employee"], letter["error"], origin, letter["value"])
+            table.add_row(*(Text(shorten(cell or "-"), overflow="fold") for cell in cells))
+        if table.row_count == MAX_LISTED:
+            break
+    console.print(table)
+    if unlisted := count(bounds) - table.row_count:
+        console.print(f"and {unlisted:,} more")
+
+
+def print_json(reader: Consumer) -> None:
+    """Print a JSON array, a letter per line as it is read: there can be many."""
+    separator = "["
+    for page in read_pages(reader, find_bounds(reader)):
+        for message in page:
+            print(separator, json.dumps(describe(message)), sep="\n")
+            separator = ","
+    print("[]" if separator == "[" else "]")
+
+
+def replay(reader: Consumer, admin: AdminClient, brokers: Brokers) -> None:
+    """Send the letters to the topic again. One that still cannot be applied comes back as a new letter."""
+    stop = cli.stop_on_signals()
+    producer = make_client(Producer, {**PRODUCER_SETTINGS, "message.timeout.ms": 60_000}, brokers)
+    sent = 0
+    for page in read_pages(reader, find_bounds(reader)):
+        messages = [{"value": message.value(), "key": message.key()} for message in page]
+        if failures := produce_all(producer, config.KAFKA_TOPIC, messages):
+            cli.fail(f"topic {config.KAFKA_TOPIC}: {failures[0].str()}; these dead letters stay")
+        # A crash here sends the page again, which is harmless: the gate drops what has been applied.
+        delete_before(admin, {message.partition() or 0: offset(message) + 1 for message in page})
+        sent += len(page)
+        if stop.requested:
+            break
+    print(f"dead letters sent again: {sent:,}" + ("; stopped" if stop.requested else ""))
+
+
+def discard(reader: Consumer, admin: AdminClient, sure: bool) -> None:
+    bounds = find_bounds(reader)
+    if not count(bounds):
+        print("no dead letters")
+        return
+    if not sure and not cli.confirm(f"Delete {count(bounds):,} dead letters?", "--discard"):
+        cli.fail("nothing deleted")
+    delete_before(admin, {number: end for number, (first, end) in bounds.items() if first < end})
+    print(f"dead letters deleted: {count(bounds):,}")
+
+
+def delete_before(admin: AdminClient, ends: dict[int, int]) -> None:
+    """Delete the letters before these offsets, by partition."""
+    parts = [TopicPartition(config.DEAD_LETTER_TOPIC, number, end) for number, end in ends.items()]
+    for future in admin.delete_records(parts, request_timeout=ANSWER_WAIT).values():
+        future.result()
+
+
+# Reading them
+
+
+def find_bounds(reader: Consumer) -> Bounds:
+    """Return which offsets there are. Exits with one line if a topic is missing."""
+    topics = reader.list_topics(timeout=ANSWER_WAIT).topics
+    for topic in (config.KAFKA_TOPIC, config.DEAD_LETTER_TOPIC):
+        if topic not in topics:
+            cli.fail(f"topic {topic} does not exist; run python admin.py")
+    partitions = [
+        TopicPartition(config.DEAD_LETTER_TOPIC, number) for number in topics[config.DEAD_LETTER_TOPIC].partitions
+    ]
+    return {part.partition: reader.get_watermark_offsets(part, timeout=ANSWER_WAIT) for part in partitions}
+
+
+def count(bounds: Bounds) -> int:
+    return sum(end - first for first, end in bounds.values())
+
+
+def read_pages(reader: Consumer, bounds: Bounds) -> Iterator[list[Message]]:
+    """Yield the letters within bounds, some at a time. Exits with one line if Kafka no longer answers."""
+    ends = {number: end for number, (first, end) in bounds.items() if first < end}
+    reader.assign([TopicPartition(config.DEAD_LETTER_TOPIC, number, bounds[number][0]) for number in ends])
+    answered = time.monotonic()
+    while ends:
+        page = []
+        for message in reader.consume(PAGE, 0.2):
+            answered = time.monotonic()
+            error, number = message.error(), message.partition() or 0
+            if error is not None and error.code() != KafkaError._PARTITION_EOF:
+                raise KafkaException(error)
+            if number in ends and error is None and offset(message) < ends[number]:
+                page.append(message)
+            if number in ends and (error is not None or offset(message) + 1 >= ends[number]):
+                del ends[number]
+        if page:
+            yield page
+        elif time.monotonic() - answered > ANSWER_WAIT:
+            cli.fail(f"Kafka at {config.KAFKA['bootstrap.servers']} does not answer")
+
+
+def offset(message: Message) -> int:
+    return message.offset() or 0
+
+
+def describe(message: Message) -> dict[str, Any]:
+    """Return what there is to know of a letter. A stranger's letter has no headers."""
+    pairs: Any = message.headers() or ()
+    headers = {name: decode(value) for name, value in pairs}
+    return {
+        "partition": message.partition(),
+        "offset": message.offset(),
+        "when": timestamp(message),
+        "employee": decode(message.key()),
+        "error": headers.get(ERROR),
+        "origin": {name: headers.get(name) for name in ORIGIN},
+        "value": decode(message.value()),
+    }
+
+
+def decode(value: bytes | str | None) -> str | None:
+    return value.decode(errors="backslashreplace") if isinstance(value, bytes) else value
+
+
+def timestamp(message: Message) -> str | None:
+    kind, milliseconds = message.timestamp()
+    try:
+        return datetime.fromtimestamp(milliseconds / 1000).astimezone().isoformat(timespec="seconds") if kind else None
+    except (ValueError, OverflowError, OSError):  # a stranger's time can be any number
+        return None
+
+
+def shorten(text: str) -> str:
+    """Return text with at most MAX_SHOWN characters, those replaced that a terminal would act upon."""
+    shown = "".join(character if character.isprintable() else "·" for character in text[: MAX_SHOWN + 1])
+    return shown if len(shown) <= MAX_SHOWN else shown[:MAX_SHOWN] + "…"

@@ -1,0 +1,164 @@
+"""Read the log without losing a row, and prune it.
+
+A change draws its cdc_id before it commits. So a row can become visible at or below the offset that has been published
+already: a late row. The position is therefore a pair, the offset and the snapshot of the poll that reached it. Each
+poll reads the rows beyond the offset and the late rows, those of transactions that the snapshot did not show. Why no
+easier way is right: docs/design.md.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import config
+from cdc.message import Change
+from cdc.position import Position
+from cdc.postgres import WrongSetting
+from config import SCHEMA
+from employee import CDC_COLUMNS
+
+import psycopg2
+from psycopg2.extensions import connection as Connection
+
+log = logging.getLogger(__name__)
+
+COLUMNS = ", ".join(CDC_COLUMNS)
+CHANGE = COLUMNS.replace("dob", "dob::text")  # Python's dates do not reach as far as PostgreSQL's
+
+# $1 last_offset, $2 snapshot, $3 page size. The late rows are of transactions that ran at the time of the snapshot and
+# have ended (its xip), or that began after it (from its xmax on).
+ENDED_SINCE = "ARRAY (SELECT pg_snapshot_xip($2) EXCEPT SELECT pg_snapshot_xip(pg_current_snapshot()))"
+RUNNING_THEN = f"txid = ANY ({ENDED_SINCE}) AND cdc_id + 0 <= $1"
+BEGUN_LATER = "txid >= pg_snapshot_xmax($2) AND cdc_id + 0 <= $1"
+LATE = f"FROM {SCHEMA}.emp_cdc WHERE ({RUNNING_THEN} OR {BEGUN_LATER})"
+
+# Prepared once, and always run by the generic plan: three index scans, whatever the statistics say. Late rows are
+# rare. A plan that reads the whole log until the LIMIT is reached looks cheap, and it never reaches it. `ORDER BY
+# txid`, `cdc_id + 0` and enable_seqscan leave the planner no such plan.
+SESSION = f"""
+SET synchronous_commit = off;  -- a position lost in a crash only publishes its page again
+SET enable_seqscan = off;
+SET plan_cache_mode = force_generic_plan;
+LISTEN emp_cdc;
+PREPARE poll (bigint, pg_snapshot, bigint) AS
+-- the first row: the snapshot of this statement
+SELECT NULL::bigint AS cdc_id, NULL::int, pg_current_snapshot()::text, NULL, NULL, NULL, NULL::int, NULL
+UNION ALL
+SELECT {CHANGE} FROM
+    -- late rows: their transaction ran at the time of the saved snapshot
+    ((SELECT {COLUMNS} FROM {SCHEMA}.emp_cdc WHERE {RUNNING_THEN} ORDER BY txid LIMIT $3 + 1)
+     UNION ALL
+     -- late rows: their transaction began later
+     (SELECT {COLUMNS} FROM {SCHEMA}.emp_cdc WHERE {BEGUN_LATER} ORDER BY txid LIMIT $3 + 1)
+     UNION ALL
+     -- the rows beyond the offset
+     (SELECT {COLUMNS} FROM {SCHEMA}.emp_cdc WHERE cdc_id > $1 ORDER BY cdc_id LIMIT $3)) AS change
+ORDER BY cdc_id NULLS FIRST
+"""
+POLL = "EXECUTE poll (%(last_offset)s, %(snapshot)s, %(page_size)s)"
+
+# More late rows than a page: a cursor reads one snapshot to its end in bounded pages.
+LATE_CURSOR = f"""
+BEGIN ISOLATION LEVEL REPEATABLE READ;
+DECLARE late NO SCROLL CURSOR FOR
+SELECT {CHANGE}, (SELECT pg_current_snapshot()::text)
+FROM (SELECT {COLUMNS} {LATE}) AS change ORDER BY cdc_id
+""".replace("$1", "%(last_offset)s").replace("$2", "%(snapshot)s::pg_snapshot")
+LATE_PAGE = "FETCH FORWARD %(page_size)s FROM late"
+
+COUNT_UNPUBLISHED = f"SELECT coalesce(max(cdc_id), 0) - %(last_offset)s FROM {SCHEMA}.emp_cdc"
+CHECK_RETENTION = "SELECT now() - %(retention)s::interval"
+PRUNE = f"""
+WITH oldest AS (
+    SELECT cdc_id, txid, changed_at FROM {SCHEMA}.emp_cdc
+    WHERE cdc_id > %(pruned)s AND cdc_id <= %(last_offset)s ORDER BY cdc_id LIMIT 1000
+), pruned AS (
+    DELETE FROM {SCHEMA}.emp_cdc USING oldest
+    WHERE emp_cdc.cdc_id = oldest.cdc_id AND oldest.changed_at < now() - %(retention)s::interval
+      AND pg_visible_in_snapshot(oldest.txid, %(snapshot)s)
+    RETURNING emp_cdc.cdc_id
+)
+SELECT count(*), max(cdc_id) FROM pruned
+"""
+
+
+@dataclass(frozen=True)
+class Page:
+    """The changes to publish next, in the order of cdc_id, and the snapshot they were read in."""
+
+    changes: list[Change]
+    snapshot: str
+    too_many_late: bool = False  # more late rows than a page: publish none of these, use late_pages()
+
+
+def prepare(source: Connection) -> None:
+    """Make a connection ready for reading the log.
+
+    Raises psycopg2.errors.UndefinedTable if the source is not set up, WrongSetting if PostgreSQL does not understand
+    RETENTION.
+    """
+    with source.cursor() as cursor:
+        try:
+            cursor.execute(CHECK_RETENTION, {"retention": config.RETENTION})
+        except psycopg2.DataError:
+            raise WrongSetting(
+                f"RETENTION is {config.RETENTION!r}: give a PostgreSQL interval, such as '7 days'"
+            ) from None
+        cursor.execute(SESSION)
+
+
+def read_page(source: Connection, position: Position, page_size: int) -> Page:
+    """Return the late rows, at or below the offset, and the rows beyond it."""
+    values = {"last_offset": position.last_offset, "snapshot": position.snapshot, "page_size": page_size}
+    with source.cursor() as cursor:
+        cursor.execute(POLL, values)
+        (_, _, snapshot, *_), *rows = cursor.fetchall()
+    changes = [Change(*row) for row in rows]
+    too_many_late = len(changes) > page_size and changes[page_size].cdc_id <= position.last_offset
+    return Page(changes, snapshot, too_many_late)
+
+
+def late_pages(source: Connection, position: Position, page_size: int) -> Iterator[Page]:
+    """Yield all late rows of one snapshot in bounded pages."""
+    with source.cursor() as cursor:
+        cursor.execute(LATE_CURSOR, {"last_offset": position.last_offset, "snapshot": position.snapshot})
+        while True:
+            cursor.execute(LATE_PAGE, {"page_size": page_size})
+            rows = cursor.fetchall()
+            if not rows:
+                break
+            yield Page([Change(*row[:-1]) for row in rows], rows[0][-1])
+        cursor.execute("COMMIT")
+
+
+def count_unpublished(source: Connection, position: Position) -> int:
+    """Return about how many rows are beyond the offset."""
+    with source.cursor() as cursor:
+        cursor.execute(COUNT_UNPUBLISHED, {"last_offset": position.last_offset})
+        return int(cursor.fetchall()[0][0])
+
+
+@dataclass
+class Pruner:
+    """Deletes published rows once they are older than RETENTION, in small batches so that writers hardly notice."""
+
+    source: Connection
+    pruned: int = 0  # the log offset up to which rows have been deleted
+
+    def prune(self, position: Position) -> int:
+        """Delete one batch; returns how many rows it had."""
+        values = {
+            "pruned": self.pruned,
+            "last_offset": position.last_offset,
+            "snapshot": position.snapshot,
+            "retention": config.RETENTION,
+        }
+        with self.source.cursor() as cursor:
+            cursor.execute(PRUNE, values)
+            ((count, newest),) = cursor.fetchall()
+        if count:
+            self.pruned = newest
+            log.debug("pruned %d rows up to log offset %d", count, newest)
+        return int(count)

@@ -1,0 +1,136 @@
+"""Take messages into batches, and read ahead while the destination works at the batch before.
+
+A batch is folded: of many changes of one employee, only the newest is applied. Where employees change again and again,
+a larger batch leaves fewer records to apply, and waiting for more messages pays. Where they do not, the destination had
+better begin.
+"""
+
+from __future__ import annotations
+
+import select
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+from cdc.apply import keep_newest
+from cdc.message import Record, read
+
+from confluent_kafka import Consumer, Message
+from psycopg2.extensions import POLL_OK, POLL_READ, set_wait_callback
+from psycopg2.extensions import connection as Connection
+
+CHUNK = 1_000  # messages taken from the client's queue at once
+CHUNK_WHILE_BUSY = 200  # the same while PostgreSQL works
+FIRST_WAIT = 0.2  # seconds to wait for the first message of a batch
+FILL_TIME = 0.03  # seconds to fill a batch
+FOLDING_CHUNK_WAIT, FOLDING_FILL_TIME = 0.15, 0.4  # seconds to wait for a chunk, and to fill a batch that folds well
+
+MAX_EMPLOYEES = 16_000  # applied in one transaction, or a little more
+WELL_FOLDED = 0.8  # employees for each record, at most
+MAX_MEMORY = 40_000_000  # bytes for a batch: some 45,000 messages where few employees change often
+MESSAGE_OVERHEAD = 300  # bytes that a message takes beside its value
+RECORD_COPIES = 9  # of a record's text, at most at a time, on its way from the message into the statement
+
+
+@dataclass
+class Batch:
+    """What is applied in one transaction: of many messages, the newest record of each employee."""
+
+    messages: list[Message] = field(default_factory=list)
+    newest: dict[int, Record] = field(default_factory=dict)  # by emp_id
+    bad: list[tuple[Message, str]] = field(default_factory=list)  # what is no record, and why
+    size: int = 0  # bytes of the messages' values
+    dead_lettered: set[tuple[int | None, int | None]] = field(default_factory=set)  # partition and offset
+
+    def add(self, message: Message) -> None:
+        self.messages.append(message)
+        self.size += len(message)
+        try:
+            record = read(message.value())
+        except ValueError as error:
+            self.bad.append((message, str(error)))
+            return
+        keep_newest(self.newest, record)
+
+    def full(self) -> bool:
+        return len(self.newest) >= MAX_EMPLOYEES or self.memory() >= MAX_MEMORY
+
+    def records(self) -> int:
+        return len(self.messages) - len(self.bad)
+
+    def folds_well(self) -> bool:
+        """Whether employees change often enough that waiting for a fuller batch pays."""
+        return len(self.newest) < MAX_EMPLOYEES or len(self.newest) <= WELL_FOLDED * self.records()
+
+    def memory(self) -> float:
+        """Return about how many bytes the batch takes until it is applied."""
+        count = len(self.messages)
+        copied = RECORD_COPIES * len(self.newest) / count if count else 0.0
+        return MESSAGE_OVERHEAD * count + self.size * (1 + copied)
+
+
+@dataclass
+class Intake:
+    """What was read and is not yet applied: a batch of messages, and the events among them."""
+
+    consumer: Consumer
+    batch: Batch = field(default_factory=Batch)
+    events: list[Message] = field(default_factory=list)
+    # Wait for a fuller batch if the last one was large and folded well. A small batch shows nothing: it would keep the
+    # next one small.
+    expect_folding: bool = False
+
+    def take_batch(self) -> tuple[Batch, list[Message]]:
+        """Wait for a first message, take what else is there, and return the batch and the events."""
+        self.fill()
+        batch, events = self.batch, self.events
+        self.batch, self.events = Batch(), []
+        self.expect_folding = batch.records() >= CHUNK and batch.folds_well()
+        return batch, events
+
+    def discard(self) -> None:
+        """Forget what was read ahead."""
+        self.batch, self.events = Batch(), []
+
+    def add(self, messages: list[Message]) -> bool:
+        """Sort messages from events; returns whether there was any."""
+        for message in messages:
+            if message.error() is None:
+                self.batch.add(message)
+            else:
+                self.events.append(message)
+        return bool(messages)
+
+    def fill(self) -> None:
+        if not self.batch.messages and not self.events:
+            first = self.consumer.poll(FIRST_WAIT)
+            if first is None:
+                return
+            self.add([first])
+        end = time.monotonic() + (FOLDING_FILL_TIME if self.expect_folding else FILL_TIME)
+        while not self.batch.full() and time.monotonic() < end:
+            # With a time-out, consume() waits all of it for a full chunk: so only where a backlog is read.
+            backlog = self.expect_folding and len(self.batch.messages) >= CHUNK
+            messages = self.consumer.consume(CHUNK, FOLDING_CHUNK_WAIT if backlog else 0)
+            self.add(messages)
+            if len(messages) < CHUNK:  # no more than trickles in
+                break
+
+    @contextmanager
+    def reading_ahead(self, batch: Batch) -> Iterator[None]:
+        """Fill the next batch while PostgreSQL works at this one, if this one shows that there is a backlog."""
+        if len(batch.messages) >= CHUNK:
+            set_wait_callback(self.read_ahead)
+        try:
+            yield
+        finally:
+            set_wait_callback(None)
+
+    def read_ahead(self, destination: Connection) -> None:
+        """Read until PostgreSQL answers; a wait callback of psycopg2."""
+        while (state := destination.poll()) != POLL_OK:
+            reading, writing = ([destination], []) if state == POLL_READ else ([], [destination])
+            while not any(select.select(reading, writing, [], 0)[:2]):
+                if self.batch.full() or not self.add(self.consumer.consume(CHUNK_WHILE_BUSY, 0)):
+                    select.select(reading, writing, [], 0.005)

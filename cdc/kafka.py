@@ -1,0 +1,109 @@
+"""Make a Kafka client, and know whether the brokers are up."""
+
+from __future__ import annotations
+
+import logging
+import re
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+import config
+from cdc.postgres import WrongSetting
+
+from confluent_kafka import Consumer, KafkaError, KafkaException
+
+log = logging.getLogger(__name__)
+Client = TypeVar("Client")
+
+NO_BROKER = (KafkaError._TRANSPORT, KafkaError._TIMED_OUT, KafkaError._ALL_BROKERS_DOWN)  # as what a call raises
+BROKER_GRACE = 5.0  # seconds after their return in which brokers may not know all their topics yet
+
+UNKNOWN_SETTING = re.compile(r'No such configuration property: "(.*)"')
+NOT_TEXT = ("logger", "default.topic.config", "opaque", "interceptors")  # settings that only a program can give
+
+
+@dataclass
+class Brokers:
+    """Whether the brokers are up, as the Kafka client's callbacks and our calls find out."""
+
+    down: bool = False
+    warned: bool = False
+    fatal: str = ""  # the error after which the client is of no more use
+    up_since: float = float("-inf")  # when they came back (time.monotonic)
+    bootstrap: str = field(default_factory=lambda: config.KAFKA["bootstrap.servers"])
+    logged: set[str] = field(default_factory=set)
+
+    def on_error(self, error: KafkaError) -> None:
+        if error.code() == KafkaError._ALL_BROKERS_DOWN:
+            self.mark_down()
+        elif error.fatal() or error.code() == KafkaError._FATAL:
+            self.fatal = error.str()
+        elif error.code() in (KafkaError._AUTHENTICATION, KafkaError._SSL, KafkaError._RESOLVE):
+            self.warn_once(error.str())
+        else:
+            log.debug("Kafka: %s", error.str())
+
+    def warn_once(self, text: str) -> None:
+        """Log what the client says, each text once: it repeats some of them many times a second."""
+        essence = re.sub(r"\(after \d+ms.*?\)|\d+ identical.*", "", text)
+        if essence not in self.logged:
+            self.logged.add(essence)
+            log.warning("Kafka: %s", text)
+
+    def mark_down(self) -> None:
+        """Brokers that come and go while they start are one outage: warn again only once `probe` finds none."""
+        if not self.down and not self.unsteady():
+            self.warn()
+        self.down = True
+
+    def warn(self) -> None:
+        if not self.warned:
+            self.warned = True
+            log.warning("Kafka at %s does not answer; waiting", self.bootstrap)
+
+    def mark_up(self) -> None:
+        if self.warned:
+            log.info("Kafka at %s answers again", self.bootstrap)
+        if self.down:
+            self.down, self.warned, self.up_since = False, False, time.monotonic()
+            self.logged.clear()
+
+    def unsteady(self) -> bool:
+        """Whether the brokers are down, or up for less than BROKER_GRACE."""
+        return self.down or time.monotonic() - self.up_since < BROKER_GRACE
+
+    def probe(self, client: Consumer) -> None:
+        """Find out whether the brokers are up again."""
+        try:
+            client.list_topics(config.KAFKA_TOPIC, timeout=1)
+        except KafkaException:
+            self.warn()
+        else:
+            self.mark_up()
+
+
+def make_client(kind: Callable[..., Client], settings: dict[str, Any], brokers: Brokers) -> Client:
+    """Return a client of this kind (Producer, Consumer, AdminClient). What the environment sets goes over settings.
+
+    A variable that the client does not know as a setting is named once, and dropped from config.KAFKA. Raises
+    WrongSetting for a value that the client refuses.
+    """
+    unknown = [key for key in NOT_TEXT if config.KAFKA.pop(key, None)]
+    client = None
+    while client is None:
+        chosen = {**settings, **config.KAFKA, "error_cb": brokers.on_error}
+        try:
+            client = kind(chosen, logger=logging.getLogger("librdkafka"))
+        except (KafkaException, ValueError, TypeError) as error:
+            reason = error.args[0].str() if isinstance(error, KafkaException) else str(error)
+            found = UNKNOWN_SETTING.fullmatch(reason)
+            if not found or config.KAFKA.pop(found[1], None) is None:
+                raise WrongSetting(f"Kafka refuses a setting: {reason} (from a KAFKA_… variable?)") from None
+            unknown.append(found[1])
+    if unknown:
+        names = ", ".join(f"KAFKA_{key.upper().replace('.', '_')}" for key in unknown)
+        print(f"{names}: ignored, the Kafka client has no such setting", file=sys.stderr)
+    return client

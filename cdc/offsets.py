@@ -1,0 +1,209 @@
+"""Where a consumer stands in the topic: partitions assigned, changes applied, offsets committed, the group left.
+
+Nothing is passed over in silence: not a topic that was re-created, nor messages that Kafka has deleted unread.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from concurrent.futures import Future
+from contextlib import suppress
+from dataclasses import dataclass, field
+from typing import Any
+
+import config
+from cdc.kafka import Brokers, make_client
+from cdc.outage import Outage
+
+from confluent_kafka import (
+    OFFSET_BEGINNING,
+    OFFSET_STORED,
+    Consumer,
+    KafkaError,
+    KafkaException,
+    Message,
+    TopicCollection,
+    TopicPartition,
+)
+from confluent_kafka.admin import AdminClient
+
+log = logging.getLogger(__name__)
+
+COMMIT_AGAIN = 1.0  # seconds without Kafka's answer to a commit
+CHECK_EVERY = 1.0  # seconds between two checks of the topic
+LEAVE_WAIT = 5.0  # seconds to wait for Kafka at the end
+
+
+@dataclass
+class Offsets:
+    """The offsets of the partitions that the group has assigned to us.
+
+    Each is committed together with the topic's id. A topic that was deleted and re-created under the same name has
+    another id. An offset of the old topic means nothing in the new one, although there may be a message at it.
+    """
+
+    brokers: Brokers
+    topic_outage: Outage
+    pending: dict[int, int] = field(default_factory=dict)  # by partition: applied, its commit not yet acknowledged
+    topic_ids: dict[int, str] = field(default_factory=dict)  # by partition: of the topic that its offset belongs to
+    topic_id: str = ""  # of the topic at the last check
+    sent: float = 0.0
+    checked: float = 0.0
+    leaving: bool = False
+    answer: Future[Any] | None = None
+
+    def __post_init__(self) -> None:
+        self.admin = make_client(AdminClient, {}, self.brokers)
+
+    # Called by the Kafka client, in poll()
+
+    def on_assign(self, consumer: Consumer, partitions: list[TopicPartition]) -> None:
+        log.info("partitions assigned: %s", numbers(consumer.assignment() + partitions))
+        self.answer, self.checked = None, 0.0  # it may be older than what another consumer has committed
+        if self.leaving:  # close() still takes what the group gives; a question then would wait for its time-out
+            return
+        with suppress(KafkaException):
+            for partition in consumer.committed(partitions, timeout=5):
+                if partition.offset >= 0 and partition.metadata:
+                    self.topic_ids[partition.partition] = partition.metadata
+
+    def on_revoke(self, consumer: Consumer, partitions: list[TopicPartition]) -> None:
+        consumer.resume(partitions)  # a partition paused in an outage would still be paused when it comes back
+        for partition in partitions:
+            self.pending.pop(partition.partition, None)
+            self.topic_ids.pop(partition.partition, None)
+        left = [partition for partition in consumer.assignment() if partition not in partitions]
+        log.info("partitions revoked: %s; left: %s", numbers(partitions), numbers(left))
+
+    def on_commit(self, error: KafkaError | None, partitions: list[TopicPartition]) -> None:
+        for partition in partitions:
+            if error is None and partition.error is None and self.pending.get(partition.partition) == partition.offset:
+                del self.pending[partition.partition]
+
+    # Called between two batches
+
+    def commit(self, consumer: Consumer, messages: list[Message]) -> None:
+        """Commit the offsets after applied messages, of those partitions that are still ours.
+
+        A crash before this reads the messages again, and the gate drops them.
+        """
+        ours = {partition.partition for partition in consumer.assignment()}
+        for message in reversed(messages):
+            partition = message.partition() or 0
+            if partition in ours:
+                self.pending[partition] = (message.offset() or 0) + 1
+                ours.discard(partition)
+                if not ours:
+                    break
+        self.send(consumer)
+
+    def send(self, consumer: Consumer) -> None:
+        """Send the commits that are not acknowledged yet."""
+        if not self.pending:
+            return
+        offsets = [
+            TopicPartition(config.KAFKA_TOPIC, number, offset, self.topic_ids.get(number, ""))
+            for number, offset in self.pending.items()
+        ]
+        self.sent = time.monotonic()
+        try:
+            consumer.commit(offsets=offsets, asynchronous=True)
+        except KafkaException as error:
+            log.debug("offsets not committed: %s", error.args[0].str())
+
+    def check_topic(self, consumer: Consumer) -> bool:
+        """Send unacknowledged commits again, and see whether the topic is still the one that we read.
+
+        Returns whether it was re-created, and is now read from its first message.
+        """
+        now = time.monotonic()
+        if self.pending and now - self.sent > COMMIT_AGAIN and not self.brokers.down:
+            self.send(consumer)
+        if self.answer is None and now - self.checked > CHECK_EVERY:
+            self.checked = now
+            topics = TopicCollection([config.KAFKA_TOPIC])
+            (self.answer,) = self.admin.describe_topics(topics, request_timeout=5).values()
+        elif self.answer is not None and self.answer.done():
+            answer, self.answer = self.answer, None
+            try:
+                recreated = self.reset_recreated(consumer, str(answer.result().topic_id))
+                self.topic_outage.over()
+                return recreated
+            except KafkaException as error:  # that the brokers are down is reported elsewhere
+                if error.args[0].code() == KafkaError.UNKNOWN_TOPIC_OR_PART and not self.brokers.unsteady():
+                    self.topic_outage.warn(f"topic {config.KAFKA_TOPIC}: it does not exist; run python admin.py")
+        return False
+
+    def reset_recreated(self, consumer: Consumer, topic_id: str) -> bool:
+        """Read those partitions from their first message whose offset belongs to another topic than this one."""
+        ours = consumer.assignment()
+        stale = [part for part in ours if self.topic_ids.get(part.partition, topic_id) != topic_id]
+        if stale or self.topic_id not in ("", topic_id):
+            log.error(
+                "THE TOPIC WAS RE-CREATED: reading it from its first message. What was unread in the old one is gone; "
+                "run python verify.py --repair"
+            )
+        if stale:
+            read_from(consumer, [TopicPartition(part.topic, part.partition, OFFSET_BEGINNING) for part in stale])
+        for part in stale:
+            self.pending.pop(part.partition, None)
+        self.topic_id = topic_id
+        self.topic_ids = {part.partition: topic_id for part in ours}
+        return bool(stale)
+
+    # Called at the end
+
+    def leave(self, consumer: Consumer) -> None:
+        """Commit what is left to commit and leave the group, if Kafka answers within LEAVE_WAIT seconds."""
+        end = time.monotonic() + (0.0 if self.brokers.down or self.brokers.fatal else LEAVE_WAIT)
+        self.leaving = True
+        self.send(consumer)
+        while self.pending and time.monotonic() < end and not self.brokers.down:
+            consumer.poll(0.05)
+        # Take what the group has just given: left to close(), librdkafka can wait for it with Python's lock held.
+        consumer.poll(0)
+        if not self.brokers.fatal:  # left to close(), a rebalance under way could hang it: librdkafka issue 4041
+            consumer.unsubscribe()
+            while consumer.assignment() and time.monotonic() < end:
+                consumer.poll(0.05)
+        closing = threading.Thread(target=consumer.close, daemon=True)  # without Kafka it would wait without end
+        closing.start()
+        closing.join(max(0.0, end - time.monotonic()))
+
+
+def read_from_first(consumer: Consumer, event: Message) -> None:
+    """Read a partition from its first message: there is no committed offset, or no message at it.
+
+    Never in silence: messages that retention has deleted unread are lost to us.
+    """
+    partition = TopicPartition(event.topic() or "", event.partition() or 0)
+    if partition not in consumer.assignment():  # revoked meanwhile
+        return
+    try:
+        first, end = consumer.get_watermark_offsets(partition, timeout=5)
+        (committed,) = consumer.committed([partition], timeout=5)
+    except KafkaException:
+        partition.offset = OFFSET_STORED  # the brokers went down meanwhile: the same event comes again
+    else:
+        partition.offset = first
+        if 0 <= committed.offset < first or committed.offset > end:
+            log.error(
+                "MESSAGES ARE GONE: partition %s was read up to offset %s, Kafka has those from %s to %s only. Going "
+                "on from the first; run python verify.py --repair",
+                partition.partition,
+                committed.offset,
+                first,
+                end,
+            )
+    read_from(consumer, [partition])
+
+
+def read_from(consumer: Consumer, partitions: list[TopicPartition]) -> None:
+    consumer.incremental_unassign(partitions)
+    consumer.incremental_assign(partitions)
+
+
+def numbers(partitions: list[TopicPartition]) -> str:
+    return ", ".join(map(str, sorted({partition.partition for partition in partitions}))) or "none"

@@ -1,0 +1,59 @@
+"""Wait until a server is back: longer and longer, with one warning."""
+
+from __future__ import annotations
+
+import logging
+import random
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from cdc import cli
+
+log = logging.getLogger(__name__)
+
+
+def outage_key(text: str) -> tuple[str, str]:
+    """Return who is down and what to do. The reason between them changes while a server goes down and comes up."""
+    return text.partition(": ")[0], text.partition("; ")[2]
+
+
+@dataclass
+class Outage:
+    """Warns once when a server is down and once when it is back.
+
+    Between two tries it waits longer and longer, up to a second, with jitter so that many clients do not come back in
+    step. A warning reads "who: what is wrong; what to do". It is repeated only if who or what to do is another.
+    """
+
+    stop: cli.Stop
+    give_up_after: float = float("inf")  # seconds
+    reached: bool = False  # whether the server has ever answered
+    warning: str = ""
+    since: float = 0.0
+    delay: float = 0.1
+
+    def wait(self, text: str, sleep: Callable[[float], None] | None = None, quiet: bool = False) -> None:
+        """Wait before the next try. Exits after give_up_after seconds.
+
+        sleep(seconds) may do something useful meanwhile. quiet: another outage, already reported, is the reason.
+        """
+        self.since = self.since or time.monotonic()
+        if not quiet:
+            self.warn(text)
+        if time.monotonic() - self.since > self.give_up_after:
+            cli.fail(f"{text}; gave up after {self.give_up_after:.0f} s")
+        (sleep or self.stop.sleep)(self.delay * random.uniform(0.5, 1.0))
+        self.delay = min(self.delay * 2, 1.0)
+
+    def warn(self, text: str) -> None:
+        if outage_key(text) != outage_key(self.warning):
+            log.warning("%s; waiting", text)
+            self.warning = text
+        else:
+            log.debug("%s; waiting", text)
+
+    def over(self) -> None:
+        if self.warning:
+            log.info("%s answers again", outage_key(self.warning)[0])
+        self.reached, self.warning, self.since, self.delay = True, "", 0.0, 0.1

@@ -1,0 +1,193 @@
+"""The figures of `admin.py status`: where every change is, stage by stage."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from contextlib import closing
+from typing import Any
+
+import config
+from cdc import capture, cli
+from cdc.postgres import connect, explain
+from cdc.topic import ANSWER_WAIT, committed_offsets, group_members, offset_bounds
+from cdc.wakeup import Holder, lock_holders, name_strangers
+from config import SCHEMA
+
+import psycopg2
+from confluent_kafka import KafkaException
+from confluent_kafka.admin import AdminClient
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+COUNT_EMPLOYEES = f"SELECT count(*) FROM {SCHEMA}.employees"
+LOG_HEAD = f"SELECT coalesce(max(cdc_id), 0) FROM {SCHEMA}.emp_cdc"
+UNPUBLISHED = f"""
+SELECT last_offset, count(cdc_id), coalesce(extract(epoch FROM clock_timestamp() - min(changed_at)), 0)::float
+FROM {SCHEMA}.cdc_position LEFT JOIN LATERAL (
+    SELECT cdc_id, changed_at FROM {SCHEMA}.emp_cdc WHERE cdc_id > last_offset
+    UNION ALL
+    SELECT cdc_id, changed_at FROM {SCHEMA}.emp_cdc
+    WHERE (txid >= pg_snapshot_xmax(snapshot) OR txid = ANY (ARRAY (SELECT pg_snapshot_xip(snapshot))))
+      AND cdc_id + 0 <= last_offset
+) AS unpublished ON true
+GROUP BY last_offset
+"""
+
+
+def run(admin: AdminClient, as_json: bool) -> int:
+    """Print the status; returns the exit code."""
+    status = collect(admin)
+    if as_json:
+        print(json.dumps(status, indent=2))
+    else:
+        print_table(status, Console())
+    failed = any("error" in status[stage] for stage in ("source", "kafka", "destination"))
+    return cli.FAILED if failed else cli.DONE
+
+
+def collect(admin: AdminClient) -> dict[str, Any]:
+    """Follow a change through all stages. A stage that does not answer has an "error" instead of its figures."""
+    stages: dict[str, Callable[[], dict[str, Any]]] = {
+        "source": source_status,
+        "kafka": lambda: topic_status(admin),
+        "destination": destination_status,
+    }
+    status: dict[str, Any] = {}
+    for stage, figures in stages.items():
+        try:
+            status[stage] = figures()
+        except psycopg2.Error as error:
+            url = config.SOURCE_DATABASE_URL if stage == "source" else config.DESTINATION_DATABASE_URL
+            status[stage] = {"error": explain(stage, url, error)}
+        except KafkaException as error:
+            status[stage] = {"error": f"Kafka at {config.KAFKA['bootstrap.servers']}: {error.args[0].str()}"}
+        except LookupError as error:
+            status[stage] = {"error": str(error)}
+    status["in_sync"] = (
+        not any("error" in status[stage] for stage in stages)
+        and not status["source"]["capture_gaps"]
+        and status["source"]["unpublished"] == 0
+        and sum(partition["lag"] for partition in status["kafka"]["partitions"]) == 0
+        and status["source"]["rows"] == status["destination"]["rows"]
+    )
+    return status
+
+
+def source_status() -> dict[str, Any]:
+    with closing(connect("source", config.SOURCE_DATABASE_URL)) as source, source.cursor() as cursor:
+        gaps, not_captured = capture.gaps(source), capture.not_captured(source)
+        try:
+            cursor.execute(COUNT_EMPLOYEES)
+        except psycopg2.errors.UndefinedTable:
+            raise LookupError(f"source: {gaps[0]}") from None
+        ((rows,),) = cursor.fetchall()
+        cursor.execute(LOG_HEAD)
+        ((log_head,),) = cursor.fetchall()
+        cursor.execute(UNPUBLISHED)
+        position = cursor.fetchone()
+        if position is None:
+            raise LookupError("source: cdc_position is empty; run python db_setup.py")
+        published, unpublished, age = position
+        holders = lock_holders(source)
+    return {
+        "rows": rows,
+        "log_head": log_head,
+        "published_offset": published,
+        "unpublished": unpublished,
+        "oldest_unpublished_seconds": round(age, 1),
+        **producer_status(holders),
+        "capture_gaps": gaps,
+        "columns_not_captured": not_captured,
+    }
+
+
+def producer_status(holders: list[Holder]) -> dict[str, Any]:
+    """Return the active producer, or the strangers who hold its lock: any role that may connect can."""
+    active = None
+    for holder in holders:
+        if holder.is_producer:  # its address is for roles with pg_read_all_stats to see
+            active = f"pid {holder.pid} at {holder.address}" if holder.address else f"pid {holder.pid}"
+    return {"active_producer": active, "producer_lock_held_by": name_strangers(holders) or None}
+
+
+def topic_status(admin: AdminClient) -> dict[str, Any]:
+    """Return the partitions of the topic with the lag of each, the group's members, and the number of dead letters."""
+    topics = admin.list_topics(timeout=ANSWER_WAIT).topics
+    if config.KAFKA_TOPIC not in topics:
+        raise LookupError(f"topic {config.KAFKA_TOPIC} does not exist; run python admin.py")
+    numbers = sorted(topics[config.KAFKA_TOPIC].partitions)
+    bounds = offset_bounds(admin, config.KAFKA_TOPIC, numbers)
+    committed = committed_offsets(admin, numbers)
+    members = group_members(admin)
+    partitions = [
+        {
+            "partition": number,
+            "first_offset": first,
+            "end_offset": end,
+            "committed_offset": committed.get(number),
+            "lag": end - max(committed.get(number, first), first),
+            "member": members.get(number),
+        }
+        for number, (first, end) in bounds.items()
+    ]
+    letters = 0
+    if config.DEAD_LETTER_TOPIC in topics:
+        numbers = sorted(topics[config.DEAD_LETTER_TOPIC].partitions)
+        letters = sum(end - first for first, end in offset_bounds(admin, config.DEAD_LETTER_TOPIC, numbers).values())
+    return {"partitions": partitions, "members": sorted(set(members.values())), "dead_letters": letters}
+
+
+def destination_status() -> dict[str, Any]:
+    with (
+        closing(connect("destination", config.DESTINATION_DATABASE_URL)) as destination,
+        destination.cursor() as cursor,
+    ):
+        cursor.execute(COUNT_EMPLOYEES)
+        return {"rows": cursor.fetchall()[0][0]}
+
+
+def print_table(status: dict[str, Any], console: Console) -> None:
+    table = Table(title="Employee CDC", title_justify="left", show_header=False)
+    source, kafka, destination = status["source"], status["kafka"], status["destination"]
+    for stage in (source, kafka, destination):
+        if "error" in stage:
+            table.add_row("not answering", f"[red]{escape(stage['error'])}[/red]")
+    if "error" not in source:
+        add_source(table, source)
+    if "error" not in kafka:
+        add_kafka(table, kafka)
+    if "error" not in destination:
+        table.add_row("destination rows", f"{destination['rows']:,}")
+    table.add_row("in sync", "[green]yes[/green]" if status["in_sync"] else "[red]no[/red]")
+    console.print(table)
+
+
+def add_source(table: Table, source: dict[str, Any]) -> None:
+    age = f", the oldest for {source['oldest_unpublished_seconds']} s" if source["unpublished"] else ""
+    stranger = source["producer_lock_held_by"]
+    reason = f"the producer lock is held by {escape(stranger)}" if stranger else "start python producer.py"
+    table.add_row("source rows", f"{source['rows']:,}")
+    for line in source["capture_gaps"]:
+        table.add_row("capture", f"[red]{escape(line)}[/red]")
+    for line in source["columns_not_captured"]:
+        table.add_row("capture", f"[yellow]{escape(line)}[/yellow]")
+    table.add_row("log head", f"log offset {source['log_head']:,}")
+    table.add_row("published", f"log offset {source['published_offset']:,}")
+    table.add_row("unpublished", f"{source['unpublished']:,}{age}")
+    table.add_row("active producer", source["active_producer"] or f"[yellow]none; {reason}[/yellow]")
+
+
+def add_kafka(table: Table, kafka: dict[str, Any]) -> None:
+    for partition in kafka["partitions"]:
+        count = partition["end_offset"] - partition["first_offset"]
+        member = partition["member"] or "[yellow]no consumer[/yellow]"
+        table.add_row(f"partition {partition['partition']}", f"{count:,} messages, lag {partition['lag']:,}, {member}")
+    members = len(kafka["members"])
+    table.add_row(
+        "consumer group",
+        f"{config.KAFKA_GROUP_ID}, {members} member{'' if members == 1 else 's'}"
+        + ("" if members else "[yellow]; start python consumer.py[/yellow]"),
+    )
+    table.add_row("dead letters", f"{kafka['dead_letters']:,}")

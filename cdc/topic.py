@@ -1,0 +1,104 @@
+"""What the topic and the consumer group hold now: partitions, offsets, members, the newest published change."""
+
+from __future__ import annotations
+
+from contextlib import closing
+
+import config
+from cdc import cli
+from cdc.kafka import Brokers, make_client
+from cdc.message import describe
+
+from confluent_kafka import (
+    Consumer,
+    ConsumerGroupTopicPartitions,
+    IsolationLevel,
+    KafkaError,
+    KafkaException,
+    TopicPartition,
+)
+from confluent_kafka.admin import AdminClient, OffsetSpec  # type: ignore[attr-defined]
+
+ANSWER_WAIT = 5  # seconds for an answer of Kafka
+GUARD_DEPTH = 1_000  # messages at the end of each partition that newest_published() reads
+
+GUARD_SETTINGS = {
+    "group.id": "employee-cdc-guard",  # required by the client; nothing is committed
+    "enable.auto.commit": False,
+    "enable.partition.eof": True,
+}
+
+
+def offset_bounds(admin: AdminClient, topic: str, partitions: list[int]) -> dict[int, tuple[int, int]]:
+    """Return the first offset and the one after the last, by partition."""
+    first, end = (
+        offsets_at(admin, topic, partitions, spec)
+        for spec in (OffsetSpec.earliest(), OffsetSpec.latest())  # type: ignore[no-untyped-call]
+    )
+    return {number: (first[number], end[number]) for number in partitions}
+
+
+def offsets_at(admin: AdminClient, topic: str, partitions: list[int], spec: OffsetSpec) -> dict[int, int]:
+    """Return the offset that spec names, by partition; -1 where there is none."""
+    futures = admin.list_offsets(
+        {TopicPartition(topic, number): spec for number in partitions},
+        isolation_level=IsolationLevel.READ_UNCOMMITTED,
+        request_timeout=ANSWER_WAIT,
+    )
+    return {partition.partition: future.result().offset for partition, future in futures.items()}
+
+
+def committed_offsets(admin: AdminClient, partitions: list[int]) -> dict[int, int]:
+    """Return the offset that the consumer group has committed, by partition, where it has."""
+    request = ConsumerGroupTopicPartitions(
+        config.KAFKA_GROUP_ID, [TopicPartition(config.KAFKA_TOPIC, number) for number in partitions]
+    )
+    futures = admin.list_consumer_group_offsets([request], request_timeout=ANSWER_WAIT)
+    committed = futures[config.KAFKA_GROUP_ID].result().topic_partitions
+    return {partition.partition: partition.offset for partition in committed if partition.offset >= 0}
+
+
+def group_members(admin: AdminClient) -> dict[int, str]:
+    """Return the member of the consumer group that reads each partition."""
+    futures = admin.describe_consumer_groups([config.KAFKA_GROUP_ID], request_timeout=ANSWER_WAIT)
+    try:
+        members = futures[config.KAFKA_GROUP_ID].result().members
+    except KafkaException as error:
+        if error.args[0].code() == KafkaError.GROUP_ID_NOT_FOUND:
+            return {}
+        raise
+    return {
+        partition.partition: f"{member.member_id[-12:]} at {member.host.lstrip('/')}"
+        for member in members
+        if member.assignment is not None
+        for partition in member.assignment.topic_partitions
+        if partition.topic == config.KAFKA_TOPIC
+    }
+
+
+def newest_published(brokers: Brokers, stop: cli.Stop) -> int:
+    """Return the highest cdc_id among the last messages of each partition, 0 if there is none.
+
+    Raises KafkaException while the topic or the brokers are missing.
+    """
+    reader = make_client(Consumer, GUARD_SETTINGS, brokers)
+    with closing(reader):
+        metadata = reader.list_topics(config.KAFKA_TOPIC, timeout=ANSWER_WAIT).topics[config.KAFKA_TOPIC]
+        brokers.mark_up()
+        if metadata.error is not None:
+            raise KafkaException(metadata.error)
+        unread = {}  # by partition: where to start
+        for number in metadata.partitions:
+            first, end = reader.get_watermark_offsets(TopicPartition(config.KAFKA_TOPIC, number), timeout=ANSWER_WAIT)
+            if end > first:
+                unread[number] = max(first, end - GUARD_DEPTH)
+        reader.assign([TopicPartition(config.KAFKA_TOPIC, number, start) for number, start in unread.items()])
+        newest = 0
+        while unread and not stop.requested:
+            for message in reader.consume(GUARD_DEPTH, timeout=0.1):
+                error = message.error()
+                if error is None:
+                    newest = max(newest, describe(message.value())[1])
+                elif error.code() == KafkaError._PARTITION_EOF:
+                    unread.pop(message.partition() or 0, None)
+    return newest
