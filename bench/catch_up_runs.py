@@ -104,7 +104,7 @@ def ratio(title: str, reference: str, pairs: list[Pair]) -> float | None:
 
 def print_rates(load: str, changes: int, pairs: int, medians: Medians) -> None:
     print_table(
-        f"Catch-up, {load} load, {changes:,} changes: ratios are medians of {pairs} pairs, rates those of that pair",
+        f"Catch-up, {load} load, {changes:,} changes: each row from its pair of runs with the median ratio, of {pairs}",
         ("", "of native", "changes/s", "native's", "of plain", "start-up s", "changes/s with start-up"),
         [
             (

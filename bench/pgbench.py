@@ -49,7 +49,7 @@ class Case:
 
 @functools.cache
 def program() -> str:
-    """Return where pgbench is, on PATH or where Debian puts it; end if it is nowhere."""
+    """Return where pgbench is, on PATH or where Debian puts it; exit if nowhere."""
     installed = sorted(Path("/usr/lib/postgresql").glob("*/bin/pgbench"), key=lambda path: float(path.parts[-3]))
     path = shutil.which("pgbench") or (str(installed[-1]) if installed else "")
     if not path:

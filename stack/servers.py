@@ -38,7 +38,7 @@ from stack.folders import STATE, locked
 from stack.pid_file import ours, pid
 from stack.process import PATIENCE, kill, start, stop, wait
 from stack.sets import Server, password, servers
-from stack.summary import next_steps, what_stays
+from stack.summary import next_steps, short, what_stays
 
 # What tests use.
 __all__ = ["Server", "kill", "ours", "password", "pid", "servers", "start", "stop", "up", "wait"]
@@ -95,9 +95,9 @@ def start_all(missing: list[Server], pool: ThreadPoolExecutor) -> None:
     for server in missing:  # ZooKeeper comes first in every set
         zookeeper = starts.get("zookeeper") if "zookeeper.connect" in server.settings else None
         starts[server.name] = pool.submit(start_one, server, zookeeper)
-    while waiting := [name for name, future in starts.items() if not future.done()]:
-        if futures.wait(starts.values(), PROGRESS_EVERY).not_done:
-            print(f"waiting for {', '.join(waiting)}; logs: {missing[0].state}/*.log", flush=True)
+    while futures.wait(starts.values(), PROGRESS_EVERY).not_done:
+        waiting = ", ".join(name for name, future in starts.items() if not future.done())
+        print(f"waiting for {waiting}; logs: {short(Path(missing[0].state))}/*.log", flush=True)
     errors = [str(error) for future in starts.values() if (error := future.exception())]
     if errors:
         raise Trouble("\n".join(dict.fromkeys(errors)))
