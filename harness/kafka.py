@@ -48,3 +48,11 @@ def remove_messages(topic: str) -> None:
     ends = [TopicPartition(topic, number, OFFSET_END) for number in range(3)]
     for future in admin.delete_records(ends).values():
         future.result(10)
+
+
+def delete_topics(*names: str) -> None:
+    """Delete those of the topics that exist."""
+    admin = AdminClient(client_settings())
+    existing = sorted(set(admin.list_topics(timeout=10).topics) & set(names))
+    for future in admin.delete_topics(existing).values() if existing else ():
+        future.result()

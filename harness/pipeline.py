@@ -17,13 +17,12 @@ from typing import Any
 import config
 from harness import ROOT
 from harness.database import ROWS, administer, database_url, query
-from harness.kafka import all_messages, client_settings
+from harness.kafka import all_messages, client_settings, delete_topics
 from harness.script import Script, launch, peak_memory
-from harness.waiting import wait_until
+from harness.waiting import at_once, wait_until
 
 import psycopg2
 from confluent_kafka import Message, Producer
-from confluent_kafka.admin import AdminClient
 from psycopg2.extensions import connection as Connection
 
 
@@ -50,14 +49,19 @@ class Pipeline:
         }
 
     def create(self) -> None:
-        administer(config.SOURCE_DATABASE_URL, f"CREATE DATABASE {self.name}")
-        administer(config.DESTINATION_DATABASE_URL, f"CREATE DATABASE {self.name}_copy")
+        at_once(
+            lambda: administer(config.SOURCE_DATABASE_URL, f"CREATE DATABASE {self.name}"),
+            lambda: administer(config.DESTINATION_DATABASE_URL, f"CREATE DATABASE {self.name}_copy"),
+        )
 
     def set_up(self) -> None:
-        """Run db_setup.py and admin.py."""
-        for script in ("db_setup.py", "admin.py"):
+        """Run db_setup.py and admin.py, neither of which waits for the other."""
+
+        def succeed(script: str) -> None:
             result = self.run(script)
             assert result.returncode == 0, result.stdout + result.stderr
+
+        at_once(lambda: succeed("db_setup.py"), lambda: succeed("admin.py"))
 
     def drop(self) -> None:
         for script in self.scripts:
@@ -66,12 +70,13 @@ class Pipeline:
                 script.kill()
         for connection in self.connections:
             connection.close()
-        administer(config.SOURCE_DATABASE_URL, f"DROP DATABASE IF EXISTS {self.name} WITH (FORCE)")
-        administer(config.DESTINATION_DATABASE_URL, f"DROP DATABASE IF EXISTS {self.name}_copy WITH (FORCE)")
-        admin = AdminClient({key: config.KAFKA[key] for key in ("bootstrap.servers", "broker.address.family")})
-        there = set(admin.list_topics(timeout=10).topics) & {self.topic, f"{self.topic}_dlq"}
-        for future in admin.delete_topics(sorted(there)).values() if there else ():
-            future.result()
+        at_once(
+            lambda: administer(config.SOURCE_DATABASE_URL, f"DROP DATABASE IF EXISTS {self.name} WITH (FORCE)"),
+            lambda: administer(
+                config.DESTINATION_DATABASE_URL, f"DROP DATABASE IF EXISTS {self.name}_copy WITH (FORCE)"
+            ),
+            lambda: delete_topics(self.topic, f"{self.topic}_dlq"),
+        )
 
     def run(self, script: str, *arguments: str, seconds: float = 90.0, **environment: str) -> Any:
         """Run a script to its end; returns its subprocess.CompletedProcess with text output."""
@@ -125,17 +130,26 @@ class Pipeline:
         return connection
 
     def equal(self) -> bool:
+        with self._both() as (source, destination):
+            return query(source, ROWS) == query(destination, ROWS)
+
+    def wait_until_equal(self, seconds: float = 30.0) -> None:
+        with self._both() as (source, destination):
+            wait_until(
+                lambda: query(source, ROWS) == query(destination, ROWS),
+                seconds,
+                lambda: f"source and destination equal\n{self.outputs()}",
+            )
+
+    @contextmanager
+    def _both(self) -> Iterator[tuple[Connection, Connection]]:
+        """Connections of our own to both sides: a test may have given up its own."""
         with (
             closing(psycopg2.connect(self.source_url)) as source,
             closing(psycopg2.connect(self.destination_url)) as destination,
         ):
-            return query(source, ROWS) == query(destination, ROWS)
-
-    def wait_until_equal(self, seconds: float = 30.0) -> None:
-        try:
-            wait_until(self.equal, seconds)
-        except AssertionError:
-            raise AssertionError(f"source and destination differ after {seconds:.0f} s\n{self.outputs()}") from None
+            source.autocommit = destination.autocommit = True
+            yield source, destination
 
     def outputs(self) -> str:
         """The end of what each script has printed."""

@@ -1,9 +1,10 @@
-"""Wait for what must come true soon."""
+"""Wait for what must come true soon, and do at once what need not wait for something else."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 
@@ -15,3 +16,10 @@ def wait_until(condition: Callable[[], Any], seconds: float = 20.0, what: str | 
             raise AssertionError(f"not within {seconds:.0f} s: {what() if callable(what) else what or condition}")
         time.sleep(0.01)
     return value
+
+
+def at_once(*calls: Callable[[], object]) -> None:
+    """Make all calls at the same time, and return when all are done; what one of them raises is raised here."""
+    with ThreadPoolExecutor(len(calls)) as pool:
+        for call in [pool.submit(call) for call in calls]:
+            call.result()

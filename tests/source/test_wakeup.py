@@ -137,7 +137,7 @@ def notifications_and_commits(pipeline: Pipeline, seconds: float) -> tuple[int, 
     return len(listener.notifies), commits
 
 
-@pytest.mark.timing
+@pytest.mark.alone  # on a busy machine the writers are slow enough for the producer to fall asleep
 def test_under_load_nobody_notifies(pipeline: Pipeline) -> None:
     start_producer(pipeline)
     notifications, commits = notifications_and_commits(pipeline, 2)
