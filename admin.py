@@ -145,7 +145,7 @@ def rewind(admin: AdminClient, since: datetime | None) -> None:
 
 
 def parse_arguments() -> argparse.Namespace:
-    parser = cli.make_parser(__doc__)
+    parser = cli.make_parser(__doc__, verbose="log what the Kafka client says")
     commands = parser.add_subparsers(dest="command", metavar="create | delete | status | rewind | dead-letters")
     creating = commands.add_parser("create", help="create the topics (also without a command)")
     creating.add_argument("--partitions", type=positive, help=f"default {PARTITIONS}")

@@ -125,8 +125,8 @@ def move_old_log(source: Connection) -> None:
 
 
 def main() -> None:
-    parser = cli.make_parser(__doc__)
-    cli.start_logging(parser.parse_args().verbose)
+    cli.make_parser(__doc__).parse_args()
+    cli.start_logging()
     stop = cli.stop_on_signals()
     with (
         closing(connect_within("source", config.SOURCE_DATABASE_URL, WAIT, stop)) as source,

@@ -137,7 +137,8 @@ def check(console: Console, source: Connection, destination: Connection, stop: c
 
 
 def main() -> None:
-    cli.start_logging(cli.make_parser(__doc__).parse_args().verbose)
+    cli.make_parser(__doc__).parse_args()
+    cli.start_logging()
     stop = cli.stop_on_signals()
     console = Console(highlight=False, markup=False, emoji=False)  # what employees are called is text and nothing else
     with (

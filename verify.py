@@ -132,7 +132,7 @@ def number(text: str) -> int:
 
 
 def parse_arguments() -> argparse.Namespace:
-    parser = cli.make_parser(__doc__)
+    parser = cli.make_parser(__doc__, verbose="log each employee that is sent again")
     parser.add_argument("--repair", action="store_true", help="send again what differs")
     parser.add_argument("--json", action="store_true", help="the result as JSON")
     parser.add_argument("--limit", type=number, default=20, help="how many differences to show; default 20")

@@ -23,17 +23,19 @@ DONE, FAILED, WRONG_USE = 0, 1, 2
 FEW_COLLECTIONS = 500_000
 
 
-def make_parser(
-    doc: str | None, verbose: str = "log every step, and what the Kafka client says"
-) -> argparse.ArgumentParser:
-    """Return a parser whose help is the script's own docstring, with --verbose and --version."""
+def make_parser(doc: str | None, verbose: str = "") -> argparse.ArgumentParser:
+    """Return a parser whose help is the script's own docstring, with --version.
+
+    verbose: what --verbose logs; without it the script has no such option.
+    """
     parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("-v", "--verbose", action="store_true", help=verbose)
+    if verbose:
+        parser.add_argument("-v", "--verbose", action="store_true", help=verbose)
     parser.add_argument("--version", action="version", version=f"Employee CDC {__version__}")
     return parser
 
 
-def start_logging(verbose: bool) -> None:
+def start_logging(verbose: bool = False) -> None:
     logging.basicConfig(
         level=logging.DEBUG if verbose else logging.INFO,
         format="%(asctime)s %(levelname)-7s %(message)s",

@@ -2,7 +2,7 @@
 --
 -- Run by db_setup.py, or by hand: psql -f sql/source.sql. Safe to run again at any time.
 -- It is written for the schema public. db_setup.py writes CDC_SCHEMA in place of `public.`; by hand, sed does.
--- It waits at most 5 s for a lock, so that writers never queue up behind it for long.
+-- It waits at most 5 s for a lock, so that writers never wait for it for long.
 --
 --   1. Tables    2. Upgrade    3. Capture    4. First run    5. A write on trial
 --

@@ -1,4 +1,4 @@
-"""test_cdc.py, the script for people: what it shows, its verdicts, and what it leaves behind."""
+"""test_cdc.py, the script for people: what it shows, its verdicts, and what it leaves."""
 
 from __future__ import annotations
 

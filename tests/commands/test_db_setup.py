@@ -127,7 +127,7 @@ def test_a_long_transaction_makes_a_set_up_give_up_in_one_line_and_leave_nothing
     query(writer, "BEGIN; INSERT INTO employees (city) VALUES ('Rome')")
     started = time.monotonic()
     result = db_setup(bare_pipeline)
-    assert time.monotonic() - started < 12  # other writers wait behind it
+    assert time.monotonic() - started < 12  # other writers wait for it
     assert result.returncode == 1
     assert result.stderr.splitlines() == [
         "source: a long transaction holds the tables; run db_setup.py again when it has ended"

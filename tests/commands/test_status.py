@@ -61,7 +61,7 @@ def test_status_follows_a_change_through_all_stages(pipeline: Pipeline) -> None:
     assert "1 messages, lag 1, no consumer" in shown.values()
     assert shown["unpublished"] == "0"
 
-    # committed late, behind the published offset
+    # committed late, below the published offset
     late = pipeline.source()
     query(late, "BEGIN; INSERT INTO employees (emp_id) VALUES (2)")
     query(source, "INSERT INTO employees (emp_id) VALUES (3)")

@@ -28,15 +28,15 @@ READ = f"""
 SELECT row_to_json(record)::text
 FROM unnest({ARRAYS}) WITH ORDINALITY AS record ({", ".join(CDC_COLUMNS)}, ordinality) ORDER BY ordinality
 """
-BEFORE, BEHIND = CDCRecord(1, 1, city="before", action="INSERT"), CDCRecord(2, 2, city="behind", action="DELETE")
+BEFORE, AFTER = CDCRecord(1, 1, city="before", action="INSERT"), CDCRecord(2, 2, city="after", action="DELETE")
 
 
 def read_by_the_server(server: Connection, record: Record) -> CDCRecord:
     """The record as PostgreSQL reads it in the middle of two good ones."""
-    three = [read(BEFORE.to_json().encode()), record, read(BEHIND.to_json().encode())]
+    three = [read(BEFORE.to_json().encode()), record, read(AFTER.to_json().encode())]
     arrays = applying.to_arrays(three)
-    before, found, behind = (CDCRecord.from_json(row) for (row,) in query(server, READ, arrays))  # three records
-    assert (before, behind) == (BEFORE, BEHIND)
+    before, found, after = (CDCRecord.from_json(row) for (row,) in query(server, READ, arrays))  # three records
+    assert (before, after) == (BEFORE, AFTER)
     return found
 
 

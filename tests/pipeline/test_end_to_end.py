@@ -73,11 +73,11 @@ def test_ten_writers_at_once_lose_not_one_row(running: Pipeline, seconds: float)
     running.wait_until_equal()
     ((logged, late),) = query(
         running.source(),
-        "SELECT count(*), count(*) FILTER (WHERE behind) FROM "
-        "(SELECT txid < max(txid) OVER (ORDER BY cdc_id ROWS UNBOUNDED PRECEDING) AS behind FROM "
+        "SELECT count(*), count(*) FILTER (WHERE late) FROM "
+        "(SELECT txid < max(txid) OVER (ORDER BY cdc_id ROWS UNBOUNDED PRECEDING) AS late FROM "
         "(SELECT cdc_id, txid::text::bigint FROM emp_cdc) AS log) AS ordered",
     )
-    print(f"{logged:,} changes, {late:,} logged behind a later transaction's, none lost")
+    print(f"{logged:,} changes, {late:,} logged after a later transaction's, none lost")
     assert logged > 10 * seconds
     assert late > 0
     assert not any("ERROR" in script.output() for script in running.scripts)

@@ -65,7 +65,7 @@ def pulse(source: Connection, sent: list[float], over: threading.Event) -> None:
 
 
 def longest_delay(destination: Connection, sent: list[float], over: threading.Event, found: list[float]) -> None:
-    """Watch the destination; note how far behind it was at most: the age of the oldest change not seen there yet."""
+    """Watch the destination; note its delay at most: the age of the oldest change not seen there yet."""
     found.append(0.0)
     while not over.is_set():
         ((seen,),) = query(destination, "SELECT min(salary) FROM employees")

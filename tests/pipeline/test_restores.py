@@ -70,11 +70,11 @@ def test_the_source_restored_from_an_older_backup(pipeline: Pipeline) -> None:
 
 
 def test_the_source_moved_to_another_server(pipeline: Pipeline) -> None:
-    """With changes that were not published yet, one of them behind the offset."""
+    """With changes that were not published yet, one of them below the offset."""
     source, late = pipeline.source(), pipeline.source()
     change(source, "before")
     query(late, "BEGIN; INSERT INTO employees (city) VALUES ('late')")
-    change(source, "behind it")
+    change(source, "after it")
     pipeline.drain()
     query(late, "COMMIT")
     change(source, "not yet published")
