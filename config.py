@@ -13,6 +13,8 @@ import sys
 from pathlib import Path
 from urllib.parse import quote
 
+import cdc  # noqa: F401  says in one line which packages are missing
+
 from dotenv import load_dotenv
 
 load_dotenv(Path(__file__).with_name(".env"))
