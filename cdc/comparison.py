@@ -204,6 +204,8 @@ class Comparison:
             self.not_captured = capture.gaps(source.connection) + capture.not_captured(source.connection)
         except psycopg2.Error as error:
             cli.fail(explain(source.name, source.url, error))
+        if not capture.columns(source.connection, "employees"):
+            cli.fail(f"source: {self.not_captured[0]}")
         for line in self.not_captured:
             print(f"source: {line}", file=sys.stderr)
 

@@ -66,3 +66,8 @@ def last_states(values: list[str]) -> list[tuple[int, int]]:
         record = CDCRecord.from_json(value)
         newest[record.emp_id] = record
     return sorted((r.emp_id, r.cdc_id) for r in newest.values() if r.action != "DELETE")
+
+
+def not_setting(pipeline: Pipeline, name: str) -> str:
+    """A consumer that leaves a setting as the database has it."""
+    return pipeline.sabotaged("import consumer", "from cdc import session", f"del session.SETTINGS[{name!r}]")

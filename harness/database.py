@@ -17,7 +17,7 @@ WATCH = """
 CREATE TABLE seen (n BIGSERIAL, emp_id INT, cdc_id INT);
 CREATE FUNCTION watch() RETURNS trigger LANGUAGE plpgsql AS $$
 BEGIN
-    INSERT INTO seen (emp_id, cdc_id) VALUES (NEW.emp_id, NEW.salary);
+    INSERT INTO public.seen (emp_id, cdc_id) VALUES (NEW.emp_id, NEW.salary);
     RETURN NULL;
 END
 $$;

@@ -19,9 +19,9 @@ WITNESS = """
 CREATE TABLE seen (number BIGSERIAL PRIMARY KEY, emp_id INT, state TEXT, cdc_id BIGINT);
 CREATE FUNCTION see() RETURNS trigger LANGUAGE plpgsql AS $$
 BEGIN
-    INSERT INTO seen (emp_id, state, cdc_id)
+    INSERT INTO public.seen (emp_id, state, cdc_id)
     VALUES (coalesce(NEW.emp_id, OLD.emp_id), NEW::text,
-            (SELECT cdc_id FROM cdc_applied WHERE emp_id = coalesce(NEW.emp_id, OLD.emp_id)));
+            (SELECT cdc_id FROM public.cdc_applied WHERE emp_id = coalesce(NEW.emp_id, OLD.emp_id)));
     RETURN NULL;
 END $$;
 CREATE TRIGGER see AFTER INSERT OR UPDATE OR DELETE ON employees FOR EACH ROW EXECUTE FUNCTION see();
@@ -30,7 +30,7 @@ ALTER TABLE employees ENABLE ALWAYS TRIGGER see;
 CREATE TABLE lowered (emp_id INT, was BIGINT, became BIGINT);
 CREATE FUNCTION see_lowered() RETURNS trigger LANGUAGE plpgsql AS $$
 BEGIN
-    INSERT INTO lowered VALUES (OLD.emp_id, OLD.cdc_id, NEW.cdc_id);
+    INSERT INTO public.lowered VALUES (OLD.emp_id, OLD.cdc_id, NEW.cdc_id);
     RETURN NULL;
 END $$;
 CREATE TRIGGER see_lowered AFTER UPDATE ON cdc_applied FOR EACH ROW

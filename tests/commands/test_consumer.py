@@ -140,7 +140,7 @@ def test_a_consumer_that_ends_with_an_error_ends_at_once(shared: Pipeline) -> No
         (["--all"], {}, "--all"),
         (["twice"], {}, "twice"),
         ([], {"KAFKA_SESSION_TIMEOUT_MS": "soon"}, "session.timeout.ms"),
-        ([], {"KAFKA_NO_SUCH_THING": "1"}, "no.such.thing"),
+        ([], {"KAFKA_FETCH_MIN_BYTES": "few"}, "fetch.min.bytes"),
     ],
 )
 def test_wrong_use_ends_with_exit_2_and_names_it(

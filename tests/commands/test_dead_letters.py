@@ -132,7 +132,7 @@ def test_where_kafka_or_a_topic_is_missing_it_says_so_and_exits_1(bare_pipeline:
     result = bare_pipeline.run("admin.py", "dead-letters")
     assert (result.returncode, result.stdout) == (1, "")
     assert result.stderr == f"topic {bare_pipeline.topic} does not exist; run python admin.py\n"
-    impatient = bare_pipeline.sabotaged("import admin", "import dead_letters", "dead_letters.WAIT = 1")
+    impatient = bare_pipeline.sabotaged("import admin", "from cdc import dead_letters", "dead_letters.ANSWER_WAIT = 1")
     result = bare_pipeline.run(impatient, "dead-letters", "--json", KAFKA_BOOTSTRAP_SERVERS="localhost:1")
     assert (result.returncode, result.stdout) == (1, "")
     assert result.stderr.startswith("Kafka at localhost:1: ")

@@ -66,7 +66,7 @@ def test_a_wrong_retention_is_named_in_one_line(shared: Pipeline, value: str) ->
         ("POLL_INTERVAL", "soon", "POLL_INTERVAL"),
         ("POLL_INTERVAL", "0", "POLL_INTERVAL"),
         ("POLL_INTERVAL", "nan", "POLL_INTERVAL"),
-        ("KAFKA_NO_SUCH_SETTING", "1", "no.such.setting"),
+        ("KAFKA_SOCKET_TIMEOUT_MS", "1", "socket.timeout.ms"),
         ("KAFKA_BATCH_SIZE", "much", "batch.size"),
         ("SOURCE_DATABASE_URL", "postgres//localhost", "SOURCE_DATABASE_URL"),
     ],

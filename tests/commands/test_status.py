@@ -82,7 +82,7 @@ def test_status_follows_a_change_through_all_stages(pipeline: Pipeline) -> None:
         (member,) = found["kafka"]["members"]
         assert [part["member"] for part in found["kafka"]["partitions"]] == [member] * 3
         assert sum(part["end_offset"] for part in found["kafka"]["partitions"]) == 3
-        assert shown["consumer group"] == f"{pipeline.name}, 1 members"
+        assert shown["consumer group"] == f"{pipeline.name}, 1 member"
         assert shown["active producer"] == found["source"]["active_producer"]
         assert shown["in sync"] == "yes"
 

@@ -100,10 +100,10 @@ def test_wrong_use_is_exit_2_and_does_nothing(databases: Pipeline, arguments: li
     assert partitions(databases.topic) == 0
 
 
-def test_a_setting_that_kafka_does_not_know_is_exit_2(databases: Pipeline) -> None:
-    result = databases.run("admin.py", KAFKA_NO_SUCH_THING="1")
+def test_a_setting_that_kafka_refuses_is_exit_2(databases: Pipeline) -> None:
+    result = databases.run("admin.py", KAFKA_SOCKET_TIMEOUT_MS="1")
     assert result.returncode == 2
-    assert "no.such.thing" in result.stderr
+    assert "socket.timeout.ms" in result.stderr
     assert "Traceback" not in result.stderr
 
 

@@ -149,7 +149,7 @@ def test_wrong_use_is_refused(stack: None, bare_pipeline: Pipeline) -> None:
 def test_a_missing_table_or_server_is_told_in_one_line(bare_pipeline: Pipeline) -> None:
     result = bare_pipeline.run("verify.py", "--json")
     assert (result.returncode, result.stdout) == (1, "")
-    assert re.fullmatch(r"source at localhost:\d+: .*; run python db_setup.py\n", result.stderr)
+    assert re.fullmatch(r"source: there is no table employees; run python db_setup.py\n", result.stderr)
     away = database_url("postgresql://postgres:postgres@localhost:1/postgres", bare_pipeline.name)
     impatient = bare_pipeline.sabotaged("import verify", "verify.CONNECT_WAIT = 1")
     result = bare_pipeline.run(impatient, "--json", DESTINATION_DATABASE_URL=away)

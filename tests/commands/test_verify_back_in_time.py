@@ -66,7 +66,7 @@ def test_an_offset_that_no_log_reaches_does_not_wear_out_the_sequence(back_in_ti
     query(back_in_time.destination(), "UPDATE cdc_applied SET cdc_id = 9223372036854775807 WHERE emp_id = 4")
     result = back_in_time.run("verify.py", "--repair")
     assert result.returncode == 1
-    (advice,) = re.findall("DELETE FROM cdc_applied WHERE cdc_id > [0-9]+", result.stderr)
+    (advice,) = re.findall('DELETE FROM "public".cdc_applied WHERE cdc_id > [0-9]+', result.stderr)
     query(back_in_time.destination(), advice)
     assert verify(back_in_time, "--repair")["equal"]
     query(back_in_time.source(), "UPDATE employees SET city = 'Bern'")

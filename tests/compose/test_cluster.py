@@ -41,7 +41,7 @@ WATCH = """
 CREATE TABLE arrival (emp_id INT PRIMARY KEY, at TIMESTAMPTZ NOT NULL DEFAULT clock_timestamp());
 CREATE FUNCTION arrived() RETURNS trigger LANGUAGE plpgsql AS $$
 BEGIN
-    INSERT INTO arrival (emp_id) VALUES (NEW.emp_id) ON CONFLICT DO NOTHING;
+    INSERT INTO public.arrival (emp_id) VALUES (NEW.emp_id) ON CONFLICT DO NOTHING;
     RETURN NULL;
 END
 $$;

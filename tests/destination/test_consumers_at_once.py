@@ -8,7 +8,7 @@ from contextlib import closing
 
 from cdc import apply as applying
 from cdc.postgres import connect
-from harness.consuming import change, consuming, history, last_states, wait_until_read
+from harness.consuming import change, consuming, history, last_states, not_setting, wait_until_read
 from harness.database import BACKWARDS, WAITING, WATCH, query
 from harness.destination import alter_destination, apply
 from harness.pipeline import Pipeline
@@ -97,7 +97,7 @@ def test_a_serialization_failure_is_no_dead_letter(shared: Pipeline, destination
         stranger = shared.destination()
         query(stranger, "BEGIN; UPDATE cdc_applied SET cdc_id = 2 WHERE emp_id = 1")
         shared.send(change(11, 1, "UPDATE", city="new"), partition=0)
-        with consuming(shared) as script:
+        with consuming(shared, not_setting(shared, "default_transaction_isolation")) as script:
             wait_until(lambda: query(destination, WAITING) == [(1,)], what="the consumer waits for employee 1")
             query(stranger, "COMMIT")
             script.wait_for("could not serialize access due to concurrent update; waiting")
