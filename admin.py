@@ -24,7 +24,7 @@ import config
 from cdc import cli, dead_letters, status
 from cdc.kafka import Brokers, make_client
 from cdc.postgres import WrongSetting
-from cdc.topic import group_members, offset_bounds, offsets_at
+from cdc.topic import group_members, offset_bounds, offsets_at, partition_numbers
 
 from confluent_kafka import ConsumerGroupTopicPartitions, KafkaError, KafkaException, TopicPartition
 from confluent_kafka.admin import AdminClient, NewPartitions, NewTopic, OffsetSpec  # type: ignore[attr-defined]
@@ -106,8 +106,8 @@ def wait_until_done(futures: dict[str, Any]) -> bool:
 
 def delete(admin: AdminClient, sure: bool) -> None:
     """Delete both topics, and return when they are gone."""
-    existing = wait_for_topics(admin)
-    names = [name for name in (config.KAFKA_TOPIC, config.DEAD_LETTER_TOPIC) if name in existing]
+    wait_for_topics(admin)
+    names = [name for name in (config.KAFKA_TOPIC, config.DEAD_LETTER_TOPIC) if partition_numbers(admin, name)]
     if not names:
         print(f"topic {config.KAFKA_TOPIC} does not exist")
         return
@@ -127,19 +127,22 @@ def rewind(admin: AdminClient, since: datetime | None) -> None:
 
     What has been applied stops at the gate.
     """
-    existing = wait_for_topics(admin)
-    if config.KAFKA_TOPIC not in existing:
+    wait_for_topics(admin)
+    numbers = partition_numbers(admin, config.KAFKA_TOPIC)
+    if not numbers:
         cli.fail(f"topic {config.KAFKA_TOPIC} does not exist; run python admin.py")
     if group_members(admin):
         cli.fail(f"consumers of group {config.KAFKA_GROUP_ID} are running: stop them first")
     spec = OffsetSpec.for_timestamp(int(since.timestamp() * 1000)) if since else OffsetSpec.earliest()  # type: ignore
-    numbers = sorted(existing[config.KAFKA_TOPIC].partitions)
     bounds = offset_bounds(admin, config.KAFKA_TOPIC, numbers)
     found = offsets_at(admin, config.KAFKA_TOPIC, numbers, spec)
     starts = {number: found[number] if found[number] >= 0 else bounds[number][1] for number in numbers}
     partitions = [TopicPartition(config.KAFKA_TOPIC, number, start) for number, start in starts.items()]
     group = ConsumerGroupTopicPartitions(config.KAFKA_GROUP_ID, partitions)
-    wait_until_done(admin.alter_consumer_group_offsets([group]))
+    (answer,) = admin.alter_consumer_group_offsets([group]).values()
+    for partition in answer.result(WAIT).topic_partitions:  # what Kafka refuses for a partition does not raise
+        if partition.error is not None:
+            cli.fail(f"group {config.KAFKA_GROUP_ID}, topic {config.KAFKA_TOPIC}: {partition.error.str()}")
     count = sum(bounds[number][1] - start for number, start in starts.items())
     print(f"group {config.KAFKA_GROUP_ID} reads {count:,} messages of topic {config.KAFKA_TOPIC} again")
 
@@ -200,6 +203,8 @@ def main() -> None:
             create(admin, getattr(arguments, "partitions", None), getattr(arguments, "replication_factor", None))
     except WrongSetting as error:
         cli.fail(str(error), cli.WRONG_USE)
+    except KafkaException as error:
+        cli.fail(f"Kafka at {config.KAFKA['bootstrap.servers']}: {error.args[0].str()}")
     except KeyboardInterrupt:
         cli.fail("stopped")
 

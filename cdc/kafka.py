@@ -98,7 +98,7 @@ def make_client(kind: Callable[..., Client], settings: dict[str, Any], brokers: 
         try:
             client = kind(chosen, logger=logging.getLogger("librdkafka"))
         except (KafkaException, ValueError, TypeError) as error:
-            reason = error.args[0].str() if isinstance(error, KafkaException) else str(error)
+            reason = " ".join((error.args[0].str() if isinstance(error, KafkaException) else str(error)).split())
             found = UNKNOWN_SETTING.fullmatch(reason)
             if not found or config.KAFKA.pop(found[1], None) is None:
                 raise WrongSetting(f"Kafka refuses a setting: {reason} (from a KAFKA_… variable?)") from None

@@ -51,8 +51,8 @@ def connect(name: str, url: str, settings: str = "") -> Connection:
     """Return an autocommit connection to the database called name, "source" or "destination".
 
     settings is SQL that the session runs first, with the search_path pg_catalog. Raises WrongSetting for a malformed
-    URL, for a pooler that shares sessions, and for what the role may not do; psycopg2.OperationalError when the server
-    does not answer or refuses.
+    URL, for a pooler that shares sessions, and for a setting that the role may not set; psycopg2.OperationalError when
+    the server does not answer or refuses; another psycopg2.Error when it refuses settings.
     """
     check_url(name, url)
     connection: Connection = psycopg2.connect(url, **CLIENT)
@@ -61,12 +61,12 @@ def connect(name: str, url: str, settings: str = "") -> Connection:
         refuse_if_shared(name, url, connection)
     try:
         set_up(connection)
-        if settings:
-            with connection.cursor() as cursor:
-                cursor.execute(settings)
     except psycopg2.errors.InsufficientPrivilege as error:
         connection.close()
         raise WrongSetting(explain(name, url, error)) from None
+    if settings:
+        with connection.cursor() as cursor:
+            cursor.execute(settings)
     return connection
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import config
 from cdc import capture, cli
 from cdc.postgres import connect, explain
-from cdc.topic import ANSWER_WAIT, committed_offsets, group_members, offset_bounds
+from cdc.topic import committed_offsets, group_members, offset_bounds, partition_numbers
 from cdc.wakeup import Holder, lock_holders, name_strangers
 from config import SCHEMA
 
@@ -114,10 +114,9 @@ def producer_status(holders: list[Holder]) -> dict[str, Any]:
 
 def topic_status(admin: AdminClient) -> dict[str, Any]:
     """Return the partitions of the topic with the lag of each, the group's members, and the number of dead letters."""
-    topics = admin.list_topics(timeout=ANSWER_WAIT).topics
-    if config.KAFKA_TOPIC not in topics:
+    numbers = partition_numbers(admin, config.KAFKA_TOPIC)
+    if not numbers:
         raise LookupError(f"topic {config.KAFKA_TOPIC} does not exist; run python admin.py")
-    numbers = sorted(topics[config.KAFKA_TOPIC].partitions)
     bounds = offset_bounds(admin, config.KAFKA_TOPIC, numbers)
     committed = committed_offsets(admin, numbers)
     members = group_members(admin)
@@ -133,8 +132,7 @@ def topic_status(admin: AdminClient) -> dict[str, Any]:
         for number, (first, end) in bounds.items()
     ]
     letters = 0
-    if config.DEAD_LETTER_TOPIC in topics:
-        numbers = sorted(topics[config.DEAD_LETTER_TOPIC].partitions)
+    if numbers := partition_numbers(admin, config.DEAD_LETTER_TOPIC):
         letters = sum(end - first for first, end in offset_bounds(admin, config.DEAD_LETTER_TOPIC, numbers).values())
     return {"partitions": partitions, "members": sorted(set(members.values())), "dead_letters": letters}
 
@@ -153,7 +151,7 @@ def print_table(status: dict[str, Any], console: Console) -> None:
     source, kafka, destination = status["source"], status["kafka"], status["destination"]
     for stage in (source, kafka, destination):
         if "error" in stage:
-            table.add_row("not answering", f"[red]{escape(stage['error'])}[/red]")
+            table.add_row("error", f"[red]{escape(stage['error'])}[/red]")
     if "error" not in source:
         add_source(table, source)
     if "error" not in kafka:

@@ -15,6 +15,7 @@ from confluent_kafka import (
     IsolationLevel,
     KafkaError,
     KafkaException,
+    TopicCollection,
     TopicPartition,
 )
 from confluent_kafka.admin import AdminClient, OffsetSpec  # type: ignore[attr-defined]
@@ -27,6 +28,21 @@ GUARD_SETTINGS = {
     "enable.auto.commit": False,
     "enable.partition.eof": True,
 }
+
+
+def partition_numbers(admin: AdminClient, topic: str) -> list[int]:
+    """Return the topic's partitions, none if it does not exist.
+
+    Raises KafkaException if Kafka does not let us see it: a list of all topics would just leave it out.
+    """
+    (answer,) = admin.describe_topics(TopicCollection([topic]), request_timeout=ANSWER_WAIT).values()
+    try:
+        return sorted(partition.id for partition in answer.result().partitions)
+    except KafkaException as error:
+        reason = error.args[0]
+        if reason.code() == KafkaError.UNKNOWN_TOPIC_OR_PART:
+            return []
+        raise KafkaException(KafkaError(reason.code(), f"topic {topic}: {reason.str()}")) from None
 
 
 def offset_bounds(admin: AdminClient, topic: str, partitions: list[int]) -> dict[int, tuple[int, int]]:

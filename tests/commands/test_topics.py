@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import pty
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 
 from harness import ROOT
@@ -157,7 +157,8 @@ def test_delete_at_a_terminal_asks_first(topics: Pipeline) -> None:
             else:
                 while process.poll() is None:  # Python's input() may miss one that comes just as it begins to wait
                     process.send_signal(answer)
-                    time.sleep(0.2)
+                    with contextlib.suppress(subprocess.TimeoutExpired):
+                        process.wait(3)
             said = process.stdout.read().decode()
         os.close(terminal)
         yes = answer == b"yes\n"
