@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import config
 from cdc.message import Change
 from cdc.position import Position
-from cdc.postgres import WrongSetting
+from cdc.postgres import WrongSetting, run_settings
 from config import SCHEMA
 from employee import CDC_COLUMNS
 
@@ -97,7 +97,7 @@ def prepare(source: Connection) -> None:
     """Make a connection ready for reading the log.
 
     Raises psycopg2.errors.UndefinedTable if the source is not set up, WrongSetting if PostgreSQL does not understand
-    RETENTION.
+    RETENTION, or hides rows of the log from us.
     """
     with source.cursor() as cursor:
         try:
@@ -106,7 +106,7 @@ def prepare(source: Connection) -> None:
             raise WrongSetting(
                 f"RETENTION is {config.RETENTION!r}: give a PostgreSQL interval, such as '7 days'"
             ) from None
-        cursor.execute(SESSION)
+    run_settings("source", config.SOURCE_DATABASE_URL, source, SESSION)
 
 
 def read_page(source: Connection, position: Position, page_size: int) -> Page:

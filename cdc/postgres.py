@@ -40,7 +40,7 @@ WRONG_LOGIN = (
     "invalid connection option",
 )
 SET_UP_MISSING = ("42P01", "42703", "42883")  # undefined table, column, function
-INSUFFICIENT_PRIVILEGE = "42501"
+INSUFFICIENT_PRIVILEGE, HIDDEN_ROWS = "42501", "row-level security"
 
 
 class WrongSetting(Exception):
@@ -65,9 +65,19 @@ def connect(name: str, url: str, settings: str = "") -> Connection:
         connection.close()
         raise WrongSetting(explain(name, url, error)) from None
     if settings:
+        run_settings(name, url, connection, settings)
+    return connection
+
+
+def run_settings(name: str, url: str, connection: Connection, settings: str) -> None:
+    """Run the SQL that a session begins with. Raises WrongSetting where a policy hides rows from the role."""
+    try:
         with connection.cursor() as cursor:
             cursor.execute(settings)
-    return connection
+    except psycopg2.errors.InsufficientPrivilege as error:
+        if HIDDEN_ROWS not in str(error):
+            raise
+        raise WrongSetting(explain(name, url, error)) from None
 
 
 def check_url(name: str, url: str) -> None:
@@ -143,7 +153,7 @@ def explain(name: str, url: str, error: psycopg2.Error) -> str:
         advice = "; a trigger function of yours needs a search_path of its own: ALTER FUNCTION … SET search_path = …"
     elif error.pgcode in SET_UP_MISSING:
         advice = "; run python db_setup.py"
-    elif error.pgcode == INSUFFICIENT_PRIVILEGE and "row-level security" in str(error):
+    elif error.pgcode == INSUFFICIENT_PRIVILEGE and HIDDEN_ROWS in str(error):
         advice = "; rows are hidden from this role: give it BYPASSRLS"
     elif error.pgcode == INSUFFICIENT_PRIVILEGE and "parameter" in str(error):
         advice = "; take it back where it is set for the role, the database or the server"

@@ -11,7 +11,7 @@ from psycopg2.extensions import connection as Connection
 
 # A role, a database or the server may set any of these. What we do must not depend on that.
 SETTINGS = {
-    # we bound our own waits
+    # what waits too long, the scripts decide themselves
     "statement_timeout": "0",
     "lock_timeout": "0",
     "transaction_timeout": "0",
@@ -38,10 +38,10 @@ SETTINGS = {
     "tcp_keepalives_interval": "5",
     "tcp_keepalives_count": "3",
 }
-# Settings that are right already are not touched: a role may not be allowed to set them. Nor are those that this
-# version does not have, nor a synchronous_commit that waits for more than "on" does.
-# standard_conforming_strings is not among them: psycopg2 quotes by what it was at the login, and a SET would undo that.
+# standard_conforming_strings is not one of them: psycopg2 quotes by what it was at the login, even after a SET.
 FIRST = "SET search_path = pg_catalog, pg_temp; SET statement_timeout = 0"
+# Left alone: what is right already, as the role may have no right to set it; what this version does not have; and every
+# synchronous_commit but off, as they all survive a crash.
 APPLY = """
 SELECT set_config(name, value, false)
 FROM json_each_text(%(settings)s) AS ours (name, value) JOIN pg_settings AS theirs USING (name)
@@ -83,6 +83,7 @@ def is_shared(first: Connection, second: Connection) -> bool:
         cursor.execute(BACKEND)
         if not wait(second, until):
             return False
+        # Asked twice: of two servers in turn, every other answer is the one that we had first.
         if cursor.fetchall() == [(held,)] or {backend(first), backend(first)} != {held}:
             return True
     return False
