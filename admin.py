@@ -24,9 +24,17 @@ import config
 from cdc import cli, dead_letters, status
 from cdc.kafka import Brokers, make_client
 from cdc.postgres import WrongSetting
-from cdc.topic import group_members, offset_bounds, offsets_at, partition_numbers
+from cdc.topic import (
+    committed_offsets,
+    group_members,
+    offset_bounds,
+    offsets_at,
+    partition_numbers,
+    set_offsets,
+    topic_id,
+)
 
-from confluent_kafka import ConsumerGroupTopicPartitions, KafkaError, KafkaException, TopicPartition
+from confluent_kafka import KafkaError, KafkaException
 from confluent_kafka.admin import AdminClient, NewPartitions, NewTopic, OffsetSpec  # type: ignore[attr-defined]
 
 PARTITIONS, REPLICATION_FACTOR = 3, 1
@@ -122,10 +130,10 @@ def delete(admin: AdminClient, sure: bool) -> None:
     print(f"deleted {' and '.join(names)}")
 
 
-def rewind(admin: AdminClient, since: datetime | None) -> None:
-    """Let the consumers read the topic again, from its first message or from the first one since a time.
+def rewind(admin: AdminClient, since: int | None) -> None:
+    """Let the consumers read the topic again, from its first message or from the first one since a time (Unix, ms).
 
-    What has been applied stops at the gate.
+    What has been applied stops at the gate. The group never moves forward: what it has not read stays unread.
     """
     wait_for_topics(admin)
     numbers = partition_numbers(admin, config.KAFKA_TOPIC)
@@ -133,18 +141,23 @@ def rewind(admin: AdminClient, since: datetime | None) -> None:
         cli.fail(f"topic {config.KAFKA_TOPIC} does not exist; run python admin.py")
     if group_members(admin):
         cli.fail(f"consumers of group {config.KAFKA_GROUP_ID} are running: stop them first")
-    spec = OffsetSpec.for_timestamp(int(since.timestamp() * 1000)) if since else OffsetSpec.earliest()  # type: ignore
+    spec = OffsetSpec.earliest() if since is None else OffsetSpec.for_timestamp(since)  # type: ignore[no-untyped-call]
+    identity = topic_id(admin)
     bounds = offset_bounds(admin, config.KAFKA_TOPIC, numbers)
-    found = offsets_at(admin, config.KAFKA_TOPIC, numbers, spec)
-    starts = {number: found[number] if found[number] >= 0 else bounds[number][1] for number in numbers}
-    partitions = [TopicPartition(config.KAFKA_TOPIC, number, start) for number, start in starts.items()]
-    group = ConsumerGroupTopicPartitions(config.KAFKA_GROUP_ID, partitions)
-    (answer,) = admin.alter_consumer_group_offsets([group]).values()
-    for partition in answer.result(WAIT).topic_partitions:  # what Kafka refuses for a partition does not raise
-        if partition.error is not None:
-            cli.fail(f"group {config.KAFKA_GROUP_ID}, topic {config.KAFKA_TOPIC}: {partition.error.str()}")
-    count = sum(bounds[number][1] - start for number, start in starts.items())
-    print(f"group {config.KAFKA_GROUP_ID} reads {count:,} messages of topic {config.KAFKA_TOPIC} again")
+    found = offsets_at(admin, config.KAFKA_TOPIC, numbers, spec)  # -1: no message since then
+    committed = committed_offsets(admin, numbers)
+    # An offset that is missing or not ours is left alone: consumer.py reads from the first message then.
+    ours = {
+        number: part.offset
+        for number, part in committed.items()
+        if part.metadata == identity and part.offset <= bounds[number][1]
+    }
+    starts = {number: found[number] for number, offset in ours.items() if 0 <= found[number] < offset}
+    if starts:
+        set_offsets(admin, starts, identity)
+    again = sum(ours[number] - start for number, start in starts.items())
+    again += sum(end - first for number, (first, end) in bounds.items() if number not in ours)
+    print(f"group {config.KAFKA_GROUP_ID} reads {again:,} messages of topic {config.KAFKA_TOPIC} again")
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -178,11 +191,15 @@ def positive(text: str) -> int:
     return int(text)
 
 
-def moment(text: str) -> datetime:
+def moment(text: str) -> int:
+    """Return a time as Kafka has it, in milliseconds."""
     try:
-        return datetime.fromisoformat(text)
-    except ValueError:
+        seconds = datetime.fromisoformat(text).timestamp()
+    except (ValueError, OverflowError):
         raise argparse.ArgumentTypeError(f"{text!r} is not a time such as 2026-11-22T18:30") from None
+    if not 0 <= seconds <= time.time():
+        raise argparse.ArgumentTypeError(f"{text!r} is not between 1970 and now; leave it out to read the whole topic")
+    return int(seconds * 1000)
 
 
 def main() -> None:

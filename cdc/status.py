@@ -118,7 +118,7 @@ def topic_status(admin: AdminClient) -> dict[str, Any]:
     if not numbers:
         raise LookupError(f"topic {config.KAFKA_TOPIC} does not exist; run python admin.py")
     bounds = offset_bounds(admin, config.KAFKA_TOPIC, numbers)
-    committed = committed_offsets(admin, numbers)
+    committed = {number: part.offset for number, part in committed_offsets(admin, numbers).items()}
     members = group_members(admin)
     partitions = [
         {

@@ -64,14 +64,36 @@ def offsets_at(admin: AdminClient, topic: str, partitions: list[int], spec: Offs
     return {partition.partition: future.result().offset for partition, future in futures.items()}
 
 
-def committed_offsets(admin: AdminClient, partitions: list[int]) -> dict[int, int]:
-    """Return the offset that the consumer group has committed, by partition, where it has."""
+def topic_id(admin: AdminClient) -> str:
+    """Return the topic's id: a topic that is re-created has another one."""
+    (answer,) = admin.describe_topics(TopicCollection([config.KAFKA_TOPIC]), request_timeout=ANSWER_WAIT).values()
+    return str(answer.result().topic_id)
+
+
+def committed_offsets(admin: AdminClient, partitions: list[int]) -> dict[int, TopicPartition]:
+    """Return what the consumer group has committed, by partition, where it has."""
     request = ConsumerGroupTopicPartitions(
         config.KAFKA_GROUP_ID, [TopicPartition(config.KAFKA_TOPIC, number) for number in partitions]
     )
     futures = admin.list_consumer_group_offsets([request], request_timeout=ANSWER_WAIT)
-    committed = futures[config.KAFKA_GROUP_ID].result().topic_partitions
-    return {partition.partition: partition.offset for partition in committed if partition.offset >= 0}
+    committed = without_errors(futures[config.KAFKA_GROUP_ID].result().topic_partitions)
+    return {partition.partition: partition for partition in committed if partition.offset >= 0}
+
+
+def set_offsets(admin: AdminClient, offsets: dict[int, int], identity: str) -> None:
+    """Set the group's offsets, by partition, with the topic's id: consumer.py takes no others for its own."""
+    partitions = [TopicPartition(config.KAFKA_TOPIC, number, offset, identity) for number, offset in offsets.items()]
+    request = ConsumerGroupTopicPartitions(config.KAFKA_GROUP_ID, partitions)
+    futures = admin.alter_consumer_group_offsets([request], request_timeout=ANSWER_WAIT)
+    without_errors(futures[config.KAFKA_GROUP_ID].result().topic_partitions)
+
+
+def without_errors(partitions: list[TopicPartition]) -> list[TopicPartition]:
+    """Return the partitions of an answer. Raises KafkaException: a refusal can stand at a partition alone."""
+    for partition in partitions:
+        if partition.error is not None:
+            raise KafkaException(partition.error)
+    return partitions
 
 
 def group_members(admin: AdminClient) -> dict[int, str]:

@@ -142,10 +142,9 @@ def test_the_destination_restored_from_an_older_backup(pipeline: Pipeline, since
 def test_a_rewind_to_a_time_without_messages_reads_nothing_again(pipeline: Pipeline) -> None:
     change(pipeline.source(), "before")
     pipeline.drain()
-    result = pipeline.run("admin.py", "rewind", "--since", "2999-01-01")
+    result = pipeline.run("admin.py", "rewind", "--since", datetime.now().isoformat())
     assert "reads 0 messages" in result.stdout
     assert "applied 0 changes in all" in pipeline.run("consumer.py", "--once").stdout
-    assert pipeline.run("admin.py", "rewind", "--since", "yesterday").returncode == 2
 
 
 def test_the_topic_lost_with_messages_that_were_not_read(pipeline: Pipeline) -> None:
