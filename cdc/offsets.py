@@ -16,6 +16,7 @@ from typing import Any
 import config
 from cdc.kafka import Brokers, make_client
 from cdc.outage import Outage
+from cdc.topic import topic_id
 
 from confluent_kafka import (
     OFFSET_BEGINNING,
@@ -41,13 +42,15 @@ class Offsets:
     """The offsets of the partitions that the group has assigned to us.
 
     Each is committed together with the topic's id. A topic that was deleted and re-created under the same name has
-    another id. An offset of the old topic means nothing in the new one, although there may be a message at it.
+    another id. An offset of the old topic means nothing in the new one, although there may be a message at it. An
+    offset without an id is not ours: another program has read messages as a member of our group, and applied none.
     """
 
     brokers: Brokers
     topic_outage: Outage
     pending: dict[int, int] = field(default_factory=dict)  # by partition: applied, its commit not yet acknowledged
-    topic_ids: dict[int, str] = field(default_factory=dict)  # by partition: of the topic that its offset belongs to
+    topic_ids: dict[int, str] = field(default_factory=dict)  # by partition: of the topic that its offset belongs to;
+    # a partition is missing, and nothing of it committed, until Kafka has answered where the group stands
     topic_id: str = ""  # of the topic at the last check
     sent: float = 0.0
     checked: float = 0.0
@@ -64,10 +67,11 @@ class Offsets:
         self.answer, self.checked = None, 0.0  # it may be older than what another consumer has committed
         if self.leaving:  # close() still takes what the group gives; a question then would wait for its time-out
             return
-        with suppress(KafkaException):
-            for partition in consumer.committed(partitions, timeout=5):
-                if partition.offset >= 0 and partition.metadata:
-                    self.topic_ids[partition.partition] = partition.metadata
+        with suppress(KafkaException):  # check_topic asks again
+            foreign = self.check_committed(consumer, partitions)
+            for partition in partitions:
+                partition.offset = OFFSET_BEGINNING if partition in foreign else partition.offset
+        consumer.incremental_assign(partitions)
 
     def on_revoke(self, consumer: Consumer, partitions: list[TopicPartition]) -> None:
         consumer.resume(partitions)  # a partition paused in an outage would still be paused when it comes back
@@ -81,6 +85,27 @@ class Offsets:
         for partition in partitions:
             if error is None and partition.error is None and self.pending.get(partition.partition) == partition.offset:
                 del self.pending[partition.partition]
+
+    def check_committed(self, consumer: Consumer, partitions: list[TopicPartition]) -> list[TopicPartition]:
+        """Learn which topic the committed offsets belong to.
+
+        Returns the partitions whose offset another program has committed: to be read from their first message, as the
+        gate drops what has been applied. Raises KafkaException.
+        """
+        self.topic_id = self.topic_id or topic_id(self.admin)
+        committed = consumer.committed(partitions, timeout=5)
+        foreign = [partition for partition in committed if partition.offset >= 0 and not partition.metadata]
+        if foreign:
+            log.error(
+                "THE GROUP'S OFFSETS ARE NOT OURS: another program has committed as group %s, partitions %s. Reading "
+                "these from their first message; what has been applied is not applied again",
+                config.KAFKA_GROUP_ID,
+                numbers(foreign),
+            )
+        for partition in foreign:
+            warn_if_gone(partition.partition, 0, *consumer.get_watermark_offsets(partition, timeout=5))
+        self.topic_ids |= {partition.partition: partition.metadata or self.topic_id for partition in committed}
+        return foreign
 
     # Called between two batches
 
@@ -100,13 +125,14 @@ class Offsets:
         self.send(consumer)
 
     def send(self, consumer: Consumer) -> None:
-        """Send the commits that are not acknowledged yet."""
-        if not self.pending:
-            return
+        """Send the commits that are not acknowledged yet, none without a topic's id."""
         offsets = [
-            TopicPartition(config.KAFKA_TOPIC, number, offset, self.topic_ids.get(number, ""))
+            TopicPartition(config.KAFKA_TOPIC, number, offset, self.topic_ids[number])
             for number, offset in self.pending.items()
+            if number in self.topic_ids
         ]
+        if not offsets:
+            return
         self.sent = time.monotonic()
         try:
             consumer.commit(offsets=offsets, asynchronous=True)
@@ -139,19 +165,22 @@ class Offsets:
     def reset_recreated(self, consumer: Consumer, topic_id: str) -> bool:
         """Read those partitions from their first message whose offset belongs to another topic than this one."""
         ours = consumer.assignment()
-        stale = [part for part in ours if self.topic_ids.get(part.partition, topic_id) != topic_id]
+        unchecked = [part for part in ours if part.partition not in self.topic_ids]
+        foreign = self.check_committed(consumer, unchecked) if unchecked else []
+        stale = [part for part in ours if self.topic_ids[part.partition] != topic_id]
         if stale or self.topic_id not in ("", topic_id):
             log.error(
                 "THE TOPIC WAS RE-CREATED: reading it from its first message. What was unread in the old one is gone; "
                 "run python verify.py --repair"
             )
-        if stale:
-            read_from(consumer, [TopicPartition(part.topic, part.partition, OFFSET_BEGINNING) for part in stale])
-        for part in stale:
+        reset = [part for part in ours if part in stale or part in foreign]
+        if reset:
+            read_from(consumer, [TopicPartition(part.topic, part.partition, OFFSET_BEGINNING) for part in reset])
+        for part in reset:
             self.pending.pop(part.partition, None)
         self.topic_id = topic_id
         self.topic_ids = {part.partition: topic_id for part in ours}
-        return bool(stale)
+        return bool(reset)
 
     # Called at the end
 
@@ -174,10 +203,7 @@ class Offsets:
 
 
 def read_from_first(consumer: Consumer, event: Message) -> None:
-    """Read a partition from its first message: there is no committed offset, or no message at it.
-
-    Never in silence: messages that retention has deleted unread are lost to us.
-    """
+    """Read a partition from its first message: there is no committed offset, or no message at it."""
     partition = TopicPartition(event.topic() or "", event.partition() or 0)
     if partition not in consumer.assignment():  # revoked meanwhile
         return
@@ -188,16 +214,25 @@ def read_from_first(consumer: Consumer, event: Message) -> None:
         partition.offset = OFFSET_STORED  # the brokers went down meanwhile: the same event comes again
     else:
         partition.offset = first
-        if 0 <= committed.offset < first or committed.offset > end:
-            log.error(
-                "MESSAGES ARE GONE: partition %s was read up to offset %s, Kafka has those from %s to %s only. Going "
-                "on from the first; run python verify.py --repair",
-                partition.partition,
-                committed.offset,
-                first,
-                end,
-            )
+        warn_if_gone(partition.partition, max(committed.offset, 0), first, end)
     read_from(consumer, [partition])
+
+
+def warn_if_gone(partition: int, read_up_to: int, first: int, end: int) -> None:
+    """Log it if Kafka has deleted messages that the group may not have read.
+
+    A group that was away for longer than Kafka keeps offsets looks like a new one: read_up_to is 0 then. If it is a new
+    one, what the destination lacks is gone as well.
+    """
+    if not first <= read_up_to <= end:
+        log.error(
+            "MESSAGES ARE GONE: partition %s was read up to %s, Kafka has those from %s to %s only. Going on from the "
+            "first; run python verify.py --repair",
+            partition,
+            f"offset {read_up_to}" if read_up_to else "an offset that is not known",
+            first,
+            end,
+        )
 
 
 def read_from(consumer: Consumer, partitions: list[TopicPartition]) -> None:
