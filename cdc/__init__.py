@@ -21,6 +21,7 @@ Around them:
     outage, progress    wait longer and longer, warn once; report what moved
     cli                 options, stopping, exit codes
     status, comparison  the engines of `admin.py status` and `verify.py`
+    verified            when verify.py last found both tables equal
 """
 
 import sys

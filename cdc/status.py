@@ -8,9 +8,18 @@ from contextlib import closing
 from typing import Any
 
 import config
-from cdc import capture, cli
+from cdc import capture, cli, verified
+from cdc.kafka import Brokers
 from cdc.postgres import connect, explain
-from cdc.topic import committed_offsets, group_members, offset_bounds, partition_numbers
+from cdc.topic import (
+    Member,
+    committed_offsets,
+    group_members,
+    offset_bounds,
+    partition_numbers,
+    topic_id,
+    without_messages,
+)
 from cdc.wakeup import Holder, lock_holders, name_strangers
 from config import SCHEMA
 
@@ -70,6 +79,8 @@ def collect(admin: AdminClient) -> dict[str, Any]:
         and not status["source"]["capture_gaps"]
         and status["source"]["unpublished"] == 0
         and sum(partition["lag"] for partition in status["kafka"]["partitions"]) == 0
+        and not status["kafka"]["strangers"]
+        and status["kafka"]["dead_letters"] == 0
         and status["source"]["rows"] == status["destination"]["rows"]
     )
     return status
@@ -118,23 +129,49 @@ def topic_status(admin: AdminClient) -> dict[str, Any]:
     if not numbers:
         raise LookupError(f"topic {config.KAFKA_TOPIC} does not exist; run python admin.py")
     bounds = offset_bounds(admin, config.KAFKA_TOPIC, numbers)
-    committed = {number: part.offset for number, part in committed_offsets(admin, numbers).items()}
+    committed, identity = committed_offsets(admin, numbers), topic_id(admin)
+    foreign = [number for number, part in committed.items() if part.metadata != identity]
+    # consumer.py reads from the first message where the group's offset is not its own
+    reads_on = {
+        number: first if number in foreign or number not in committed else max(committed[number].offset, first)
+        for number, (first, _) in bounds.items()
+    }
+    lags = {number: bounds[number][1] - start for number, start in reads_on.items()}
+    if unread := {number: reads_on[number] for number, lag in lags.items() if lag}:
+        lags |= dict.fromkeys(without_messages(Brokers(), unread), 0)
     members = group_members(admin)
+    readers = {number: member.name for member in members for number in member.partitions}
     partitions = [
         {
             "partition": number,
             "first_offset": first,
             "end_offset": end,
-            "committed_offset": committed.get(number),
-            "lag": end - max(committed.get(number, first), first),
-            "member": members.get(number),
+            "committed_offset": committed[number].offset if number in committed else None,
+            "lag": lags[number],
+            "member": readers.get(number),
         }
         for number, (first, end) in bounds.items()
     ]
-    letters = 0
-    if numbers := partition_numbers(admin, config.DEAD_LETTER_TOPIC):
-        letters = sum(end - first for first, end in offset_bounds(admin, config.DEAD_LETTER_TOPIC, numbers).values())
-    return {"partitions": partitions, "members": sorted(set(members.values())), "dead_letters": letters}
+    return {
+        "partitions": partitions,
+        "members": sorted({member.name for member in members}),
+        "strangers": name_foreign(members, foreign),
+        "dead_letters": count_dead_letters(admin),
+    }
+
+
+def name_foreign(members: list[Member], partitions: list[int]) -> list[str]:
+    """Return a line for each other program that is, or was, in the consumer group."""
+    lines = [f"{member.name} is a member, and not consumer.py" for member in members if not member.is_ours]
+    if partitions:
+        lines.append(f"another program has committed offsets, partitions {', '.join(map(str, partitions))}")
+    return lines
+
+
+def count_dead_letters(admin: AdminClient) -> int:
+    numbers = partition_numbers(admin, config.DEAD_LETTER_TOPIC)
+    bounds = offset_bounds(admin, config.DEAD_LETTER_TOPIC, numbers) if numbers else {}
+    return sum(end - first for first, end in bounds.values())
 
 
 def destination_status() -> dict[str, Any]:
@@ -143,7 +180,10 @@ def destination_status() -> dict[str, Any]:
         destination.cursor() as cursor,
     ):
         cursor.execute(COUNT_EMPLOYEES)
-        return {"rows": cursor.fetchall()[0][0]}
+        ((rows,),) = cursor.fetchall()
+        equal, reason = verified.load(destination)
+    found = {"rows": equal[0], "seconds_ago": round(equal[1])} if equal else None
+    return {"rows": rows, "last_found_equal": found, "comparison_unknown": reason or None}
 
 
 def print_table(status: dict[str, Any], console: Console) -> None:
@@ -158,6 +198,7 @@ def print_table(status: dict[str, Any], console: Console) -> None:
         add_kafka(table, kafka)
     if "error" not in destination:
         table.add_row("destination rows", f"{destination['rows']:,}")
+        table.add_row("last comparison", last_comparison(destination))
     table.add_row("in sync", "[green]yes[/green]" if status["in_sync"] else "[red]no[/red]")
     console.print(table)
 
@@ -188,4 +229,23 @@ def add_kafka(table: Table, kafka: dict[str, Any]) -> None:
         f"{config.KAFKA_GROUP_ID}, {members} member{'' if members == 1 else 's'}"
         + ("" if members else "[yellow]; start python consumer.py[/yellow]"),
     )
-    table.add_row("dead letters", f"{kafka['dead_letters']:,}")
+    for line in kafka["strangers"]:
+        table.add_row("consumer group", f"[red]{escape(line)}[/red]")
+    letters = kafka["dead_letters"]
+    table.add_row("dead letters", f"[red]{letters:,}; python admin.py dead-letters[/red]" if letters else "0")
+
+
+def last_comparison(destination: dict[str, Any]) -> str:
+    found = destination["last_found_equal"]
+    if destination["comparison_unknown"]:
+        return f"[yellow]not known: {destination['comparison_unknown']}[/yellow]"
+    if found is None:
+        return "[yellow]none was equal; run python verify.py[/yellow]"
+    return f"{found['rows']:,} rows equal, {in_words(found['seconds_ago'])} ago"
+
+
+def in_words(seconds: int) -> str:
+    for unit, size in (("days", 86_400), ("hours", 3_600), ("minutes", 60)):
+        if seconds >= 2 * size:
+            return f"{seconds // size:,} {unit}"
+    return f"{seconds} s"

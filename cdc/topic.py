@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import time
 from contextlib import closing
+from dataclasses import dataclass
 
 import config
 from cdc import cli
@@ -27,6 +29,11 @@ GUARD_SETTINGS = {
     "group.id": "employee-cdc-guard",  # required by the client; nothing is committed
     "enable.auto.commit": False,
     "enable.partition.eof": True,
+}
+READER_SETTINGS = {
+    **GUARD_SETTINGS,
+    "auto.offset.reset": "earliest",
+    "queued.min.messages": 1,  # one of each partition is all that is asked for
 }
 
 
@@ -96,22 +103,55 @@ def without_errors(partitions: list[TopicPartition]) -> list[TopicPartition]:
     return partitions
 
 
-def group_members(admin: AdminClient) -> dict[int, str]:
-    """Return the member of the consumer group that reads each partition."""
+@dataclass(frozen=True)
+class Member:
+    """A member of the consumer group."""
+
+    name: str
+    is_ours: bool
+    partitions: list[int]
+
+
+def group_members(admin: AdminClient) -> list[Member]:
+    """Return the members of the consumer group. Ours go by the name that the clients of this script have, too."""
     futures = admin.describe_consumer_groups([config.KAFKA_GROUP_ID], request_timeout=ANSWER_WAIT)
     try:
         members = futures[config.KAFKA_GROUP_ID].result().members
     except KafkaException as error:
         if error.args[0].code() == KafkaError.GROUP_ID_NOT_FOUND:
-            return {}
+            return []
         raise
-    return {
-        partition.partition: f"{member.member_id[-12:]} at {member.host.lstrip('/')}"
+    return [
+        Member(
+            f"{member.member_id[-12:]} at {member.host.lstrip('/')}",
+            member.client_id == config.KAFKA["client.id"],
+            [
+                partition.partition
+                for partition in (member.assignment.topic_partitions if member.assignment else [])
+                if partition.topic == config.KAFKA_TOPIC
+            ],
+        )
         for member in members
-        if member.assignment is not None
-        for partition in member.assignment.topic_partitions
-        if partition.topic == config.KAFKA_TOPIC
-    }
+    ]
+
+
+def without_messages(brokers: Brokers, starts: dict[int, int]) -> set[int]:
+    """Return the partitions that have no message from these offsets on.
+
+    The end of a transaction takes an offset, and is no message: nobody reads it, and nobody commits past it.
+    """
+    left, empty = set(starts), set()
+    with closing(make_client(Consumer, READER_SETTINGS, brokers)) as reader:
+        reader.assign([TopicPartition(config.KAFKA_TOPIC, number, start) for number, start in starts.items()])
+        end = time.monotonic() + ANSWER_WAIT
+        while left and (message := reader.poll(max(0.0, end - time.monotonic()))):
+            number, error = message.partition() or 0, message.error()
+            if error is None:
+                left.discard(number)
+            elif error.code() == KafkaError._PARTITION_EOF and number in left:
+                left.discard(number)
+                empty.add(number)
+    return empty
 
 
 def newest_published(brokers: Brokers, stop: cli.Stop) -> int:

@@ -24,6 +24,14 @@ CREATE TABLE IF NOT EXISTS public.cdc_applied (
     cdc_id BIGINT NOT NULL
 );
 
+CREATE TABLE IF NOT EXISTS public.cdc_verified (
+    only_row    BOOLEAN PRIMARY KEY DEFAULT true CHECK (only_row),
+    compared    BIGINT NOT NULL,
+    verified_at TIMESTAMPTZ NOT NULL DEFAULT now()
+);
+
 COMMENT ON TABLE  public.cdc_applied        IS 'The newest change of each employee that consumer.py has applied';
 COMMENT ON COLUMN public.cdc_applied.cdc_id IS 'emp_cdc.cdc_id on the source';
+COMMENT ON TABLE  public.cdc_verified          IS 'When verify.py last found both tables equal';
+COMMENT ON COLUMN public.cdc_verified.compared IS 'Rows that it had compared';
 COMMIT;
