@@ -158,6 +158,16 @@ def rewind(admin: AdminClient, since: int | None) -> None:
     again = sum(ours[number] - start for number, start in starts.items())
     again += sum(end - first for number, (first, end) in bounds.items() if number not in ours)
     print(f"group {config.KAFKA_GROUP_ID} reads {again:,} messages of topic {config.KAFKA_TOPIC} again")
+    if again and (letters := count_letters_ever(admin, existing)):
+        print(f"a message that became a dead letter becomes one again, even if it was discarded: up to {letters:,}")
+
+
+def count_letters_ever(admin: AdminClient, existing: dict[str, Any]) -> int:
+    """Return how many dead letters there have been: those discarded or replayed have left their offsets."""
+    if config.DEAD_LETTER_TOPIC not in existing:
+        return 0
+    bounds = offset_bounds(admin, config.DEAD_LETTER_TOPIC, sorted(existing[config.DEAD_LETTER_TOPIC].partitions))
+    return sum(end for _, end in bounds.values())
 
 
 def parse_arguments() -> argparse.Namespace:

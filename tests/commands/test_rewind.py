@@ -91,3 +91,13 @@ def test_a_partition_that_kafka_refuses_to_rewind_is_one_line_and_exit_1(shared:
     assert result.stdout == ""
     (line,) = result.stderr.splitlines()
     assert line.endswith("Broker: Unknown topic or partition")
+
+
+def test_a_rewind_tells_how_many_dead_letters_may_come_back_those_discarded_too(shared: Pipeline) -> None:
+    assert "dead letter" not in rewind(shared).stdout
+    shared.send("no change", "no change either")
+    assert shared.run("consumer.py", "--once").returncode == 0
+    assert shared.run("admin.py", "dead-letters", "--discard", "--yes").returncode == 0
+    assert rewind(shared).stdout.endswith("becomes one again, even if it was discarded: up to 2\n")
+    assert shared.run("consumer.py", "--once").returncode == 0
+    assert len(shared.dead_letters()) == 2
