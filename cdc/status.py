@@ -197,7 +197,7 @@ def print_table(status: dict[str, Any], console: Console) -> None:
     if "error" not in kafka:
         add_kafka(table, kafka)
     if "error" not in destination:
-        table.add_row("destination rows", f"{destination['rows']:,}")
+        table.add_row("destination rows", f"{destination['rows']:,}{rows_differ(status)}")
         table.add_row("last comparison", last_comparison(destination))
     table.add_row("in sync", "[green]yes[/green]" if status["in_sync"] else "[red]no[/red]")
     console.print(table)
@@ -233,6 +233,15 @@ def add_kafka(table: Table, kafka: dict[str, Any]) -> None:
         table.add_row("consumer group", f"[red]{escape(line)}[/red]")
     letters = kafka["dead_letters"]
     table.add_row("dead letters", f"[red]{letters:,}; python admin.py dead-letters[/red]" if letters else "0")
+
+
+def rows_differ(status: dict[str, Any]) -> str:
+    """Return what to do if the numbers of rows differ and nothing is on its way."""
+    source, kafka, destination = status["source"], status["kafka"], status["destination"]
+    if "error" in source or "error" in kafka or source["unpublished"]:
+        return ""
+    lag = sum(partition["lag"] for partition in kafka["partitions"])
+    return "" if lag or source["rows"] == destination["rows"] else "[red]; run python verify.py --repair[/red]"
 
 
 def last_comparison(destination: dict[str, Any]) -> str:

@@ -75,7 +75,10 @@ def test_the_last_comparison_that_was_equal_is_named_with_its_age(synced: Pipeli
     assert (found["rows"], found["seconds_ago"] < 60) == (1, True)
     query(destination, "UPDATE cdc_verified SET verified_at = now() - interval '3 hours'")
     assert screen(synced)["last comparison"] == "1 rows equal, 3 hours ago"
-    query(destination, "UPDATE employees SET city = 'Oslo'")
+    query(destination, "INSERT INTO employees (emp_id) VALUES (2)")
+    assert screen(synced)["destination rows"] == "2; run python verify.py --repair"
+    query(destination, "DELETE FROM employees WHERE emp_id = 2; UPDATE employees SET city = 'Oslo'")
+    assert screen(synced)["destination rows"] == "1"
     assert synced.run("verify.py", "--wait", "0").returncode == 1
     assert screen(synced)["last comparison"] == "1 rows equal, 3 hours ago"
     query(destination, "UPDATE employees SET city = NULL")
