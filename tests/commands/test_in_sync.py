@@ -22,11 +22,10 @@ from confluent_kafka import Consumer, Producer, TopicPartition
 
 @pytest.fixture
 def synced(shared: Pipeline) -> Pipeline:
-    """In sync: one employee on both sides."""
+    """In sync, as each test leaves it: one employee on both sides."""
     if not shared.messages():
         query(shared.source(), "INSERT INTO employees (emp_id) VALUES (1)")
-    shared.drain()
-    assert shared.status()["in_sync"] is True
+        shared.drain()
     return shared
 
 
