@@ -9,6 +9,7 @@ import random
 import re
 import subprocess
 import sys
+from collections.abc import Iterator
 
 import config
 from harness import ROOT
@@ -17,6 +18,23 @@ from harness.pipeline import Pipeline
 from harness.verifying import FILL, MANY, SPECIAL, WITHOUT_LOG, differing, truth, verify
 
 import pytest
+
+
+@pytest.fixture(scope="module")
+def drained(shared: Pipeline) -> Pipeline:
+    """Many rows and some special ones on both sides."""
+    query(shared.source(), SPECIAL)
+    query(shared.source(), FILL, {"rows": MANY})
+    shared.drain()
+    query(shared.destination(), "CREATE TABLE kept AS TABLE employees")
+    return shared
+
+
+@pytest.fixture
+def filled(drained: Pipeline) -> Iterator[Pipeline]:
+    """The same for each test, which may change the destination."""
+    yield drained
+    query(drained.destination(), "TRUNCATE employees; INSERT INTO employees TABLE kept")
 
 
 def test_equal_tables_are_equal_and_it_says_so(filled: Pipeline) -> None:
