@@ -27,15 +27,15 @@ from psycopg2.extensions import connection as Connection
 pytestmark = pytest.mark.alone
 
 OFFSET = 2200  # of the ports of the servers here
+GROWTH = 64 * 1024  # kB of memory that an outage may cost a script
+ADDRESS = {"kafka": "Kafka at ", "source": "source at ", "destination": "destination at "}
+SUFFERS = {"kafka": ["producer.py", "consumer.py"], "source": ["producer.py"], "destination": ["consumer.py"]}
 OUTAGES = [  # what is away, for how many seconds, and how many seconds after its answer all must be in sync
     ("kafka", 20, 6.0),
     ("source", 3, 6.0),
     ("destination", 7, 6.0),
-    *(pytest.param(away, 60, 2.0, marks=pytest.mark.long) for away in ("kafka", "source", "destination")),
+    *(pytest.param(away, 60, 2.0, marks=[pytest.mark.long, pytest.mark.timing]) for away in SUFFERS),
 ]
-GROWTH = 64 * 1024  # kB of memory that an outage may cost a script
-ADDRESS = {"kafka": "Kafka at ", "source": "source at ", "destination": "destination at "}
-SUFFERS = {"kafka": ["producer.py", "consumer.py"], "source": ["producer.py"], "destination": ["consumer.py"]}
 
 MARKERS = 40  # employees: enough of them for every partition
 MARK = "UPDATE employees SET salary = %(mark)s WHERE emp_id <= 40"
