@@ -4,7 +4,8 @@ In the order in which a change meets them:
 
     capture       is `employees` a table that can be kept equal, and is all of it captured?
     emp_cdc       read the log without losing a row; prune it
-    position      how far the producer has come: load, save, rebase, guard
+    position      how far the producer has come: load, save, rebase
+    history       is the log that we read the one that we published from?
     wakeup        the advisory locks: one active producer; sleep without missing a change
     message       a change as a Kafka message
     publisher     hand a page to Kafka and wait until all of it is acknowledged

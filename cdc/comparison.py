@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from cdc import capture, cli
-from cdc.position import MAX_SEQUENCE_JUMP, SEQUENCE
+from cdc.history import MAX_SEQUENCE_JUMP, SEQUENCE
 from cdc.postgres import explain
 from config import SCHEMA
 from employee import EMPLOYEE_COLUMNS, INT4

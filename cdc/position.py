@@ -1,4 +1,4 @@
-"""How far the producer has come: load, save, rebase, and the guards of the log's history."""
+"""How far the producer has come: load, save, rebase."""
 
 from __future__ import annotations
 
@@ -11,8 +11,6 @@ import psycopg2
 from psycopg2.extensions import connection as Connection
 
 log = logging.getLogger(__name__)
-
-MAX_SEQUENCE_JUMP = 10**12  # log offsets; nobody's log lost more. A message further ahead is a stranger's.
 
 SAVE = f"""
 UPDATE {SCHEMA}.cdc_position SET last_offset = %(last_offset)s, snapshot = %(snapshot)s, saved_at = clock_timestamp()
@@ -38,8 +36,6 @@ UPDATE {SCHEMA}.cdc_position SET system_identifier = (SELECT system_identifier F
     snapshot = format('%1$s:%1$s:', pg_current_xact_id())::pg_snapshot;
 COMMIT
 """
-SEQUENCE = f"SELECT last_value - (NOT is_called)::int FROM {SCHEMA}.emp_cdc_cdc_id_seq"
-ADVANCE_SEQUENCE = f"SELECT setval('{SCHEMA}.emp_cdc_cdc_id_seq', %(offset)s)"
 
 
 @dataclass(frozen=True)
@@ -81,22 +77,3 @@ def save(source: Connection, saved: Position, position: Position) -> Position:
         if cursor.rowcount != 1:
             raise PositionLost("the position in the source was moved by someone else; reading it again")
     return position
-
-
-def check_sequence(source: Connection, published: int) -> None:
-    """Advance the log's sequence past the newest published offset, if the source went back in time.
-
-    As after a restored backup, a fail-over that lost commits, TRUNCATE emp_cdc RESTART IDENTITY. Lower offsets would
-    look stale at the destination.
-    """
-    with source.cursor() as cursor:
-        cursor.execute(SEQUENCE)
-        ((last_value,),) = cursor.fetchall()
-        if last_value < published < last_value + MAX_SEQUENCE_JUMP:
-            cursor.execute(ADVANCE_SEQUENCE, {"offset": published})
-            log.error(
-                "THE SOURCE WENT BACK IN TIME: its log is at offset %s, offset %s has been published. New changes "
-                "go on from there; run python verify.py --repair for those in between",
-                f"{last_value:,}",
-                f"{published:,}",
-            )

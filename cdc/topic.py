@@ -1,15 +1,15 @@
-"""What the topic and the consumer group hold now: partitions, offsets, members, the newest published change."""
+"""What the topic and the consumer group hold now: partitions, offsets, members, the changes at the end."""
 
 from __future__ import annotations
 
 import time
-from contextlib import closing
-from dataclasses import dataclass
+from contextlib import closing, suppress
+from dataclasses import dataclass, field
 
 import config
 from cdc import cli
 from cdc.kafka import Brokers, make_client
-from cdc.message import describe
+from cdc.message import read
 
 from confluent_kafka import (
     Consumer,
@@ -23,7 +23,7 @@ from confluent_kafka import (
 from confluent_kafka.admin import AdminClient, OffsetSpec  # type: ignore[attr-defined]
 
 ANSWER_WAIT = 5  # seconds for an answer of Kafka
-GUARD_DEPTH = 1_000  # messages at the end of each partition that newest_published() reads
+GUARD_DEPTH = 1_000  # messages at the end of each partition that Tail reads
 
 GUARD_SETTINGS = {
     "group.id": "employee-cdc-guard",  # required by the client; nothing is committed
@@ -154,29 +154,47 @@ def without_messages(brokers: Brokers, starts: dict[int, int]) -> set[int]:
     return empty
 
 
-def newest_published(brokers: Brokers, stop: cli.Stop) -> int:
-    """Return the highest cdc_id among the last messages of each partition, 0 if there is none.
+@dataclass
+class Tail:
+    """The changes at the end of each partition, at each reading only those that came after the last one."""
 
-    Raises KafkaException while the topic or the brokers are missing.
-    """
-    reader = make_client(Consumer, GUARD_SETTINGS, brokers)
-    with closing(reader):
-        metadata = reader.list_topics(config.KAFKA_TOPIC, timeout=ANSWER_WAIT).topics[config.KAFKA_TOPIC]
-        brokers.mark_up()
-        if metadata.error is not None:
-            raise KafkaException(metadata.error)
-        unread = {}  # by partition: where to start
-        for number in metadata.partitions:
-            first, end = reader.get_watermark_offsets(TopicPartition(config.KAFKA_TOPIC, number), timeout=ANSWER_WAIT)
-            if end > first:
-                unread[number] = max(first, end - GUARD_DEPTH)
-        reader.assign([TopicPartition(config.KAFKA_TOPIC, number, start) for number, start in unread.items()])
-        newest = 0
-        while unread and not stop.requested:
-            for message in reader.consume(GUARD_DEPTH, timeout=0.1):
-                error = message.error()
-                if error is None:
-                    newest = max(newest, describe(message.value())[1])
-                elif error.code() == KafkaError._PARTITION_EOF:
-                    unread.pop(message.partition() or 0, None)
-    return newest
+    brokers: Brokers
+    ends: dict[int, int] = field(default_factory=dict)  # by partition: where the last reading ended
+
+    def read(self, stop: cli.Stop) -> list[tuple[int, bytes]]:
+        """Return log offset and value of each message that is a change, whoever put it there.
+
+        Raises KafkaException while the topic or the brokers are missing.
+        """
+        reader = make_client(Consumer, GUARD_SETTINGS, self.brokers)
+        with closing(reader):
+            metadata = reader.list_topics(config.KAFKA_TOPIC, timeout=ANSWER_WAIT).topics[config.KAFKA_TOPIC]
+            self.brokers.mark_up()
+            if metadata.error is not None:
+                raise KafkaException(metadata.error)
+            unread = {}  # by partition: where to start
+            for number in metadata.partitions:
+                partition = TopicPartition(config.KAFKA_TOPIC, number)
+                first, end = reader.get_watermark_offsets(partition, timeout=ANSWER_WAIT)
+                start = max(first, end - GUARD_DEPTH)
+                if self.ends.get(number, 0) <= end:  # else the topic was re-created
+                    start = max(start, self.ends.get(number, 0))
+                if end > start:
+                    unread[number] = start
+                self.ends[number] = end
+            reader.assign([TopicPartition(config.KAFKA_TOPIC, number, start) for number, start in unread.items()])
+            return read_to_end(reader, set(unread), stop)
+
+
+def read_to_end(reader: Consumer, unread: set[int], stop: cli.Stop) -> list[tuple[int, bytes]]:
+    """Return log offset and value of each change that an assigned reader finds up to the end of its partitions."""
+    changes = []
+    while unread and not stop.requested:
+        for message in reader.consume(GUARD_DEPTH, timeout=0.1):
+            error, value = message.error(), message.value() or b""
+            if error is None:
+                with suppress(ValueError):
+                    changes.append((read(value).cdc_id, value))
+            elif error.code() == KafkaError._PARTITION_EOF:
+                unread.discard(message.partition() or 0)
+    return changes

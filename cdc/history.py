@@ -1,0 +1,188 @@
+"""Is the log that we read the one that we published from? Asked at every start, and every minute.
+
+A backup, a crash, a fail-over, a copy or a careless hand changes the log without a trace in it. The topic remembers.
+What the topic holds beyond our position was published before a crash, and then it stands in the log with the same
+content; or it comes from another history. What can be concluded, and what is done: Guards in docs/design.md.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from dataclasses import dataclass, field
+
+from cdc import cli
+from cdc.emp_cdc import CHANGE
+from cdc.message import Change, describe, to_json
+from cdc.position import Position
+from cdc.topic import Tail
+from config import SCHEMA
+from employee import CDCRecord
+
+import psycopg2
+from confluent_kafka import KafkaException
+from psycopg2.extensions import connection as Connection
+
+log = logging.getLogger(__name__)
+
+MAX_SEQUENCE_JUMP = 10**12  # log offsets; nobody's log lost more. A message further ahead is a stranger's.
+TOPIC_EVERY = 60.0  # seconds between two looks at the topic
+
+SEQUENCE = f"SELECT last_value - (NOT is_called)::int FROM {SCHEMA}.emp_cdc_cdc_id_seq"
+# The sequence, the log's head, whether a row has a transaction that this server has not reached, and whether
+# db_setup.py is moving the rows of an old log.
+STATE = f"""
+SELECT last_value - (NOT is_called)::int, (SELECT coalesce(max(cdc_id), 0) FROM {SCHEMA}.emp_cdc),
+       EXISTS (SELECT FROM {SCHEMA}.emp_cdc WHERE txid >= pg_snapshot_xmax(pg_current_snapshot())),
+       to_regclass('{SCHEMA}.emp_cdc_old') IS NOT NULL
+FROM {SCHEMA}.emp_cdc_cdc_id_seq
+"""
+# They would count as late rows at each poll, without end. As rows of this transaction they do so once.
+ADOPT = f"""
+UPDATE {SCHEMA}.emp_cdc SET txid = pg_current_xact_id() WHERE txid >= pg_snapshot_xmax(pg_current_snapshot())
+"""
+UNPUBLISHED = """(cdc_id > %(last_offset)s OR txid >= pg_snapshot_xmax(%(snapshot)s::pg_snapshot)
+    OR txid = ANY (ARRAY (SELECT pg_snapshot_xip(%(snapshot)s::pg_snapshot))))"""
+LOGGED = f"SELECT {CHANGE}, {UNPUBLISHED} FROM {SCHEMA}.emp_cdc WHERE cdc_id = ANY (%(offsets)s::bigint[])"
+
+# Two steps. In the first the lock waits for all who write; then the sequence leaves a gap above all that was published,
+# wide enough for the changes that were not. In the second those move into the gap, in their order, while writers go on
+# above it. Both run as one transaction each; a crash between them finds the same again.
+LEAVE_GAP = f"""
+SET LOCAL lock_timeout = '200ms';
+LOCK TABLE {SCHEMA}.emp_cdc IN SHARE ROW EXCLUSIVE MODE;
+SELECT top, setval('{SCHEMA}.emp_cdc_cdc_id_seq', top + coalesce(top + 1 - first, 0)) - top
+FROM (SELECT greatest(last_value, %(newest)s, (SELECT max(cdc_id) FROM {SCHEMA}.emp_cdc)) AS top,
+             (SELECT min(cdc_id) FROM {SCHEMA}.emp_cdc WHERE {UNPUBLISHED}) AS first
+      FROM {SCHEMA}.emp_cdc_cdc_id_seq) AS log
+"""
+MOVE = f"""
+UPDATE {SCHEMA}.emp_cdc SET cdc_id = cdc_id + %(shift)s WHERE {UNPUBLISHED} AND cdc_id <= %(top)s;
+UPDATE {SCHEMA}.cdc_position SET last_offset = %(top)s, snapshot = %(snapshot)s, saved_at = clock_timestamp()
+"""
+
+BACK_IN_TIME = "THE SOURCE WENT BACK IN TIME"
+OTHER_LOG = "THE TOPIC HOLDS CHANGES OF ANOTHER LOG"
+OTHER_SERVER = "THE LOG HOLDS ROWS OF ANOTHER SERVER"
+
+
+@dataclass
+class History:
+    """Compares the log with what the topic holds. A finding is one line: what happened, what was done, what to run."""
+
+    source: Connection
+    tail: Tail
+    stop: cli.Stop
+    topic_due: float = field(default_factory=lambda: time.monotonic() + TOPIC_EVERY)  # when to look at the topic again
+
+    def check_at_start(self, position: Position) -> Position:
+        """Return where to go on, after what was found has been mended. Raises KafkaException while Kafka is away."""
+        return self.check(position, self.tail.read(self.stop), running=False)
+
+    def check_running(self, position: Position) -> Position:
+        """The same between two pages. Kafka away is not our concern here: the next page reports it."""
+        messages: list[tuple[int, bytes]] = []
+        if time.monotonic() >= self.topic_due:
+            self.topic_due = time.monotonic() + TOPIC_EVERY
+            try:
+                messages = self.tail.read(self.stop)
+            except KafkaException as error:
+                log.debug("no look at the topic: %s", error)
+        return self.check(position, messages, running=True)
+
+    def check(self, position: Position, messages: list[tuple[int, bytes]], running: bool) -> Position:
+        """messages: log offset and value of the changes at the topic's end that were not looked at before."""
+        with self.source.cursor() as cursor:
+            cursor.execute(STATE)
+            ((drawn, head, unreached, upgrading),) = cursor.fetchall()
+        if unreached:
+            self.adopt()
+        if upgrading:  # what was published may yet have to be moved into the log
+            return position
+        limit = drawn + MAX_SEQUENCE_JUMP
+        messages = [(offset, value) for offset, value in messages if offset < limit]
+        foreign = self.find_foreign(position, messages, running)
+        newest = max(offset for offset in (position.last_offset, head, drawn, *dict(messages)) if offset < limit)
+        if foreign:
+            return self.mend(position, newest, OTHER_LOG if running else BACK_IN_TIME, foreign)
+        if newest > drawn:
+            reason = f"its log is at offset {drawn:,}, offset {newest:,} has been published"
+            return self.mend(position, newest, BACK_IN_TIME, reason)
+        return position
+
+    def find_foreign(self, position: Position, messages: list[tuple[int, bytes]], running: bool) -> str:
+        """Return what the topic holds that is not from this log, in words; nothing if there is no such change.
+
+        A row that is gone may have been pruned, if it is at or below the offset. A row that is not published cannot be
+        in the topic with another content. Between two pages nobody's can: what is new there, we have published.
+        """
+        logged: dict[int, tuple[Change, bool]] = {}
+        if messages:
+            with self.source.cursor() as cursor:
+                offsets = [offset for offset, _ in messages]
+                cursor.execute(LOGGED, {**vars(position), "offsets": offsets})
+                logged = {row[0]: (Change(*row[:-1]), row[-1]) for row in cursor.fetchall()}
+        for offset, value in messages:
+            change, unpublished = logged.get(offset, (None, False))
+            if change is None and offset > position.last_offset:
+                return f"the topic holds {describe(value)[0]} at log offset {offset:,}, the log has no such row"
+            if change is not None and (unpublished or running) and not is_same(change, value):
+                return (
+                    f"the topic holds {describe(value)[0]} at log offset {offset:,}, the log another change, "
+                    f"{change.action} employee {change.emp_id}"
+                )
+        return ""
+
+    def mend(self, position: Position, newest: int, what: str, reason: str) -> Position:
+        """Move the sequence, and all that is unpublished, past all that was published: the gate drops what is lower."""
+        values = {**vars(position), "newest": newest}
+        top, shift = self.leave_gap(values)
+        with self.source.cursor() as cursor:
+            cursor.execute(MOVE, {**values, "top": top, "shift": shift})
+        other = "end the other producer, then " if what == OTHER_LOG else ""
+        log.error(
+            "%s: %s. New changes go on from log offset %s; %srun python verify.py --repair",
+            what,
+            reason,
+            f"{top + 1:,}",
+            other,
+        )
+        return Position(top, position.snapshot)
+
+    def leave_gap(self, values: dict[str, int | str]) -> tuple[int, int]:
+        """Return the highest log offset in use, and by how much unpublished changes must move. Waits for writers."""
+        warned = False
+        while True:
+            try:
+                with self.source.cursor() as cursor:
+                    cursor.execute(LEAVE_GAP, values)
+                    ((top, shift),) = cursor.fetchall()
+                return top, shift
+            except psycopg2.errors.LockNotAvailable:
+                if not warned:
+                    log.warning("a long transaction holds emp_cdc; waiting until it ends")
+                warned = True
+                self.stop.sleep(0.5)
+                cli.raise_if_requested(self.stop)
+
+    def adopt(self) -> None:
+        with self.source.cursor() as cursor:
+            cursor.execute(ADOPT)
+            count = cursor.rowcount
+        log.error(
+            "%s: %s rows of emp_cdc are of transactions that this one has not reached (pg_dump -t emp_cdc?). They are "
+            "published once, as changes of now; run python verify.py --repair",
+            OTHER_SERVER,
+            f"{count:,}",
+        )
+
+
+def is_same(change: Change, value: bytes) -> bool:
+    """Whether a message says what a row of the log says, also where another version wrote it."""
+    logged = to_json(change)
+    if logged == value:
+        return True
+    try:
+        return CDCRecord.from_json(value) == CDCRecord.from_json(logged)
+    except ValueError:  # a row put into the log by hand
+        return False
