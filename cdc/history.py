@@ -11,10 +11,12 @@ import logging
 import time
 from dataclasses import dataclass, field
 
+import config
 from cdc import cli
 from cdc.emp_cdc import CHANGE
 from cdc.message import Change, describe, to_json
 from cdc.position import Position
+from cdc.postgres import WrongSetting
 from cdc.topic import Tail
 from config import SCHEMA
 from employee import CDCRecord
@@ -61,9 +63,25 @@ UPDATE {SCHEMA}.emp_cdc SET cdc_id = cdc_id + %(shift)s WHERE {UNPUBLISHED} AND 
 UPDATE {SCHEMA}.cdc_position SET last_offset = %(top)s, snapshot = %(snapshot)s, saved_at = clock_timestamp()
 """
 
+# The database whose log this is a copy of, while it exists on this server. NULL: the position is this database's own.
+ORIGINAL = f"""
+SELECT datname FROM {SCHEMA}.cdc_position, pg_control_system() AS server, pg_database AS original
+WHERE database = server.system_identifier || '/' || original.oid AND datname <> current_database()
+"""
+TAKE_OVER = f"""
+UPDATE {SCHEMA}.cdc_position SET database = here FROM (
+    SELECT system_identifier || '/' || oid AS here FROM pg_control_system(), pg_database
+    WHERE datname = current_database()) AS own
+WHERE database IS DISTINCT FROM here
+"""
+
 BACK_IN_TIME = "THE SOURCE WENT BACK IN TIME"
 OTHER_LOG = "THE TOPIC HOLDS CHANGES OF ANOTHER LOG"
 OTHER_SERVER = "THE LOG HOLDS ROWS OF ANOTHER SERVER"
+COPY = (
+    "source: this database is a copy of {}, which publishes to topic {}: give the copy a KAFKA_TOPIC of its own; if it "
+    f"replaces the original, drop that one, or run here UPDATE {SCHEMA}.cdc_position SET database = NULL"
+)
 
 
 @dataclass
@@ -76,8 +94,17 @@ class History:
     topic_due: float = field(default_factory=lambda: time.monotonic() + TOPIC_EVERY)  # when to look at the topic again
 
     def check_at_start(self, position: Position) -> Position:
-        """Return where to go on, after what was found has been mended. Raises KafkaException while Kafka is away."""
-        return self.check(position, self.tail.read(self.stop), running=False)
+        """Return where to go on, after what was found has been mended.
+
+        Raises KafkaException while Kafka is away, WrongSetting for a copy of a database that publishes to this topic.
+        """
+        messages = self.tail.read(self.stop)
+        with self.source.cursor() as cursor:
+            cursor.execute(ORIGINAL)
+            if messages and (found := cursor.fetchone()):
+                raise WrongSetting(COPY.format(found[0], config.KAFKA_TOPIC))
+            cursor.execute(TAKE_OVER)
+        return self.check(position, messages, running=False)
 
     def check_running(self, position: Position) -> Position:
         """The same between two pages. Kafka away is not our concern here: the next page reports it."""

@@ -109,8 +109,16 @@ CREATE TABLE IF NOT EXISTS public.cdc_position (
     last_offset       BIGINT NOT NULL,
     snapshot          pg_snapshot NOT NULL,
     system_identifier BIGINT NOT NULL,
-    saved_at          TIMESTAMPTZ NOT NULL DEFAULT clock_timestamp()
+    saved_at          TIMESTAMPTZ NOT NULL DEFAULT clock_timestamp(),
+    database          TEXT
 ) WITH (fillfactor = 10);  -- one row, updated for every page: keep the updates inside its one block
+DO $$
+BEGIN
+    IF NOT EXISTS (SELECT FROM pg_attribute WHERE attrelid = 'public.cdc_position'::regclass AND attname = 'database') THEN
+        ALTER TABLE public.cdc_position ADD COLUMN database TEXT;
+    END IF;
+END
+$$;
 
 COMMENT ON TABLE  public.emp_cdc            IS 'Log of the changes of employees; written by triggers, read by producer.py';
 COMMENT ON COLUMN public.emp_cdc.cdc_id     IS 'Offset of the change. Drawn before commit: a lower one can become visible later';
@@ -120,6 +128,8 @@ COMMENT ON COLUMN public.emp_cdc.changed_at IS 'When the change was made, by the
 COMMENT ON TABLE  public.cdc_position IS
     'Every row of emp_cdc with cdc_id <= last_offset that is visible in snapshot has been published';
 COMMENT ON COLUMN public.cdc_position.system_identifier IS 'The server whose transactions snapshot counts';
+COMMENT ON COLUMN public.cdc_position.database IS
+    'Server and database (oid) whose log was published; in a copy of the database they are those of the original';
 
 
 -- 2. Upgrade -----------------------------------------------------------------------------------------------------------
@@ -296,8 +306,9 @@ BEGIN
     END IF;
 
     -- The first position: nothing published, nothing visible.
-    INSERT INTO public.cdc_position (last_offset, snapshot, system_identifier)
-    SELECT 0, '1:1:', system_identifier FROM pg_control_system()
+    INSERT INTO public.cdc_position (last_offset, snapshot, system_identifier, database)
+    SELECT 0, '1:1:', system_identifier, system_identifier || '/' || oid
+    FROM pg_control_system(), pg_database WHERE datname = current_database()
     ON CONFLICT DO NOTHING;
 END
 $$;

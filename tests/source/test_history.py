@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
+import config
 from employee import CDCRecord
-from harness.database import query
+from harness.database import administer, database_url, query
 from harness.log_reader import INSERT, Reader
 from harness.pipeline import Pipeline
-from harness.producing import KILL, published, wait_until_published
+from harness.producing import KILL, create_topic, published, wait_until_published
 
 import pytest
 from psycopg2.extensions import connection as Connection
@@ -163,6 +164,37 @@ def test_a_second_log_in_the_topic_is_noticed_while_the_producer_runs(
     pipeline.start("consumer.py")
     pipeline.wait_until_equal()
     assert script.output().count("ANOTHER LOG") == 1
+
+
+@pytest.fixture
+def copy(pipeline: Pipeline, source: Connection) -> Iterator[str]:
+    """The URL of a TEMPLATE copy of the source."""
+    for connection in pipeline.connections:
+        connection.close()
+    name = f"{pipeline.name}_template"
+    administer(config.SOURCE_DATABASE_URL, f"CREATE DATABASE {name} TEMPLATE {pipeline.name}")
+    yield database_url(config.SOURCE_DATABASE_URL, name)
+    administer(config.SOURCE_DATABASE_URL, f"DROP DATABASE IF EXISTS {name} WITH (FORCE)")
+
+
+def test_a_copy_of_the_database_does_not_publish_to_the_originals_topic(pipeline: Pipeline, copy: str) -> None:
+    publish(pipeline)
+    refused = pipeline.run("producer.py", "--once", SOURCE_DATABASE_URL=copy)
+    assert refused.returncode == 2
+    (line,) = refused.stderr.splitlines()
+    assert f"this database is a copy of {pipeline.name}, which publishes to topic {pipeline.topic}" in line
+    create_topic(pipeline, f"{pipeline.topic}_dlq")
+    own_topic = pipeline.run("producer.py", "--once", SOURCE_DATABASE_URL=copy, KAFKA_TOPIC=f"{pipeline.topic}_dlq")
+    assert own_topic.returncode == 0, own_topic.stderr
+
+
+def test_a_copy_that_replaces_the_original_goes_on(pipeline: Pipeline, copy: str) -> None:
+    administer(config.SOURCE_DATABASE_URL, f"DROP DATABASE {pipeline.name} WITH (FORCE)")
+    pipeline.source_url = pipeline.environment["SOURCE_DATABASE_URL"] = copy
+    query(pipeline.source(), "UPDATE employees SET city = 'Oslo'")
+    assert not any(alarm in publish(pipeline) for alarm in ALARMS)
+    pipeline.drain()
+    assert pipeline.equal()
 
 
 # No false alarm
