@@ -31,18 +31,19 @@ MAX_SEQUENCE_JUMP = 10**12  # log offsets; nobody's log lost more. A message fur
 TOPIC_EVERY = 60.0  # seconds between two looks at the topic
 
 SEQUENCE = f"SELECT last_value - (NOT is_called)::int FROM {SCHEMA}.emp_cdc_cdc_id_seq"
-# The sequence, the log's head, whether a row has a transaction that this server has not reached, and whether
-# db_setup.py is moving the rows of an old log.
+# The sequence, the log's head, whether a row has a transaction that this server has not reached, the newest row that
+# was removed before it was published, and whether db_setup.py is moving the rows of an old log.
 STATE = f"""
 SELECT last_value - (NOT is_called)::int, (SELECT coalesce(max(cdc_id), 0) FROM {SCHEMA}.emp_cdc),
        EXISTS (SELECT FROM {SCHEMA}.emp_cdc WHERE txid >= pg_snapshot_xmax(pg_current_snapshot())),
-       to_regclass('{SCHEMA}.emp_cdc_old') IS NOT NULL
+       (SELECT removed FROM {SCHEMA}.cdc_position), to_regclass('{SCHEMA}.emp_cdc_old') IS NOT NULL
 FROM {SCHEMA}.emp_cdc_cdc_id_seq
 """
 # They would count as late rows at each poll, without end. As rows of this transaction they do so once.
 ADOPT = f"""
 UPDATE {SCHEMA}.emp_cdc SET txid = pg_current_xact_id() WHERE txid >= pg_snapshot_xmax(pg_current_snapshot())
 """
+REPORTED = f"UPDATE {SCHEMA}.cdc_position SET removed = NULL WHERE removed = %(removed)s"
 UNPUBLISHED = """(cdc_id > %(last_offset)s OR txid >= pg_snapshot_xmax(%(snapshot)s::pg_snapshot)
     OR txid = ANY (ARRAY (SELECT pg_snapshot_xip(%(snapshot)s::pg_snapshot))))"""
 LOGGED = f"SELECT {CHANGE}, {UNPUBLISHED} FROM {SCHEMA}.emp_cdc WHERE cdc_id = ANY (%(offsets)s::bigint[])"
@@ -121,9 +122,11 @@ class History:
         """messages: log offset and value of the changes at the topic's end that were not looked at before."""
         with self.source.cursor() as cursor:
             cursor.execute(STATE)
-            ((drawn, head, unreached, upgrading),) = cursor.fetchall()
+            ((drawn, head, unreached, removed, upgrading),) = cursor.fetchall()
         if unreached:
             self.adopt()
+        if removed is not None:
+            self.report_removed(position, removed)
         if upgrading:  # what was published may yet have to be moved into the log
             return position
         limit = drawn + MAX_SEQUENCE_JUMP
@@ -191,6 +194,17 @@ class History:
                 warned = True
                 self.stop.sleep(0.5)
                 cli.raise_if_requested(self.stop)
+
+    def report_removed(self, position: Position, removed: int) -> None:
+        if removed > position.last_offset:  # else it was published meanwhile
+            log.error(
+                "CHANGES WERE REMOVED FROM THE LOG before they were published: emp_cdc has lost rows up to log offset "
+                "%s, the newest published is %s. Publishing goes on with what is left; run python verify.py --repair",
+                f"{removed:,}",
+                f"{position.last_offset:,}",
+            )
+        with self.source.cursor() as cursor:
+            cursor.execute(REPORTED, {"removed": removed})
 
     def adopt(self) -> None:
         with self.source.cursor() as cursor:

@@ -110,12 +110,13 @@ CREATE TABLE IF NOT EXISTS public.cdc_position (
     snapshot          pg_snapshot NOT NULL,
     system_identifier BIGINT NOT NULL,
     saved_at          TIMESTAMPTZ NOT NULL DEFAULT clock_timestamp(),
-    database          TEXT
+    database          TEXT,
+    removed           BIGINT
 ) WITH (fillfactor = 10);  -- one row, updated for every page: keep the updates inside its one block
 DO $$
 BEGIN
-    IF NOT EXISTS (SELECT FROM pg_attribute WHERE attrelid = 'public.cdc_position'::regclass AND attname = 'database') THEN
-        ALTER TABLE public.cdc_position ADD COLUMN database TEXT;
+    IF NOT EXISTS (SELECT FROM pg_attribute WHERE attrelid = 'public.cdc_position'::regclass AND attname = 'removed') THEN
+        ALTER TABLE public.cdc_position ADD COLUMN IF NOT EXISTS database TEXT, ADD COLUMN removed BIGINT;
     END IF;
 END
 $$;
@@ -130,6 +131,8 @@ COMMENT ON TABLE  public.cdc_position IS
 COMMENT ON COLUMN public.cdc_position.system_identifier IS 'The server whose transactions snapshot counts';
 COMMENT ON COLUMN public.cdc_position.database IS
     'Server and database (oid) whose log was published; in a copy of the database they are those of the original';
+COMMENT ON COLUMN public.cdc_position.removed IS
+    'The highest cdc_id that somebody removed from emp_cdc before it was published; the producer reports it';
 
 
 -- 2. Upgrade -----------------------------------------------------------------------------------------------------------
@@ -271,6 +274,37 @@ EXCEPTION
     WHEN insufficient_privilege THEN
         RAISE WARNING 'the capture functions belong to %, not to cdc_capture, a role without other rights, as %: see Rights in docs/operations.md',
             current_user, SQLERRM;
+END
+$$;
+
+
+-- Nothing in the log tells later that a row was removed: a transaction that was rolled back leaves the same hole. So
+-- DELETE and TRUNCATE note it, in the transaction that removes. Pruning removes nothing above the position.
+CREATE OR REPLACE FUNCTION public.emp_cdc_note_removed() RETURNS trigger
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+    newest BIGINT;
+BEGIN
+    IF TG_OP = 'TRUNCATE' THEN
+        SELECT max(cdc_id) INTO newest FROM public.emp_cdc;
+    ELSE
+        SELECT max(cdc_id) INTO newest FROM gone;
+    END IF;
+    UPDATE public.cdc_position SET removed = greatest(removed, newest) WHERE newest > last_offset;
+    RETURN NULL;
+END
+$$;
+DO $$
+BEGIN
+    IF NOT EXISTS (SELECT FROM pg_trigger
+                   WHERE tgrelid = 'public.emp_cdc'::regclass AND tgname = 'emp_cdc_truncate_trigger') THEN
+        CREATE TRIGGER emp_cdc_delete_trigger AFTER DELETE ON public.emp_cdc REFERENCING OLD TABLE AS gone
+            FOR EACH STATEMENT EXECUTE FUNCTION public.emp_cdc_note_removed();
+        CREATE TRIGGER emp_cdc_truncate_trigger BEFORE TRUNCATE ON public.emp_cdc
+            FOR EACH STATEMENT EXECUTE FUNCTION public.emp_cdc_note_removed();
+        ALTER TABLE public.emp_cdc ENABLE ALWAYS TRIGGER emp_cdc_delete_trigger;
+        ALTER TABLE public.emp_cdc ENABLE ALWAYS TRIGGER emp_cdc_truncate_trigger;
+    END IF;
 END
 $$;
 

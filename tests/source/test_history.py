@@ -166,6 +166,29 @@ def test_a_second_log_in_the_topic_is_noticed_while_the_producer_runs(
     assert script.output().count("ANOTHER LOG") == 1
 
 
+@pytest.mark.parametrize("removal", ["TRUNCATE emp_cdc", "DELETE FROM emp_cdc WHERE cdc_id BETWEEN 12 AND 14"])
+def test_changes_removed_from_the_log_before_they_were_published_are_noticed(
+    pipeline: Pipeline, source: Connection, removal: str
+) -> None:
+    raise_salaries(source, 2)
+    query(source, removal)
+    assert "CHANGES WERE REMOVED FROM THE LOG" in publish(pipeline)
+    assert "REMOVED" not in publish(pipeline)
+
+
+@pytest.mark.parametrize("removal", ["TRUNCATE emp_cdc", "DELETE FROM emp_cdc"])
+def test_a_removal_that_is_taken_back_or_of_published_rows_is_no_loss(
+    pipeline: Pipeline, source: Connection, removal: str
+) -> None:
+    query(source, removal)
+    raise_salaries(source, 1)
+    query(source, f"BEGIN; {removal}; ROLLBACK")
+    query(source, f"BEGIN; {INSERT}; ROLLBACK")
+    first = publish(pipeline)
+    assert "REMOVED" not in first
+    assert "published 2 changes" in first
+
+
 @pytest.fixture
 def copy(pipeline: Pipeline, source: Connection) -> Iterator[str]:
     """The URL of a TEMPLATE copy of the source."""
