@@ -135,7 +135,7 @@ def rewind(admin: AdminClient, since: int | None) -> None:
 
     What has been applied stops at the gate. The group never moves forward: what it has not read stays unread.
     """
-    wait_for_topics(admin)
+    existing = wait_for_topics(admin)
     numbers = partition_numbers(admin, config.KAFKA_TOPIC)
     if not numbers:
         cli.fail(f"topic {config.KAFKA_TOPIC} does not exist; run python admin.py")
