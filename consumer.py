@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 import config
 from cdc import cli
 from cdc.dead_letters import DeadLetters
-from cdc.destination import Destination
+from cdc.destination import Destination, Part
 from cdc.intake import Batch, Intake
 from cdc.kafka import Brokers, make_client
 from cdc.message import describe
@@ -87,11 +87,11 @@ def run_once(
     if batch.messages:
         started = time.monotonic()
         offsets.brokers.mark_up()
-        changed = destination.apply(batch, intake)  # however long it is down
-        # A crash here reads the batch again; the gate drops what has been applied.
-        offsets.commit(consumer, batch.messages)
-        log_applied(report, batch, changed, started, consumer)
-        drain.progress = time.monotonic()
+        for part in destination.apply(batch, intake):  # all of it, however long the destination is down
+            # A crash here reads the part again; the gate drops what has been applied.
+            offsets.commit(consumer, part.messages)
+            log_applied(report, part, batch.full(), started, consumer)
+            started = drain.progress = time.monotonic()
     if offsets.check_topic(consumer):
         intake.discard()  # it is from the old topic
     return bool(batch.messages)
@@ -111,10 +111,13 @@ def handle(event: Message, consumer: Consumer, drain: Drain, brokers: Brokers) -
         log.debug("Kafka: %s", error.str())
 
 
-def log_applied(report: Report, batch: Batch, changed: int, started: float, consumer: Consumer) -> None:
+def log_applied(report: Report, part: Part, full: bool, started: float, consumer: Consumer) -> None:
+    applied = part.applied()
+    if not applied:
+        return
+
     def describe_changes() -> list[str]:
-        outcome = "applied" if changed else "already applied"
-        applied = [m for m in batch.messages if (m.partition(), m.offset()) not in batch.dead_lettered]
+        outcome = "applied" if part.changed else "already applied"
         return [f"{name} → {outcome}, log offset {offset}" for name, offset in (describe(m.value()) for m in applied)]
 
     def count_left() -> int:
@@ -124,8 +127,8 @@ def log_applied(report: Report, batch: Batch, changed: int, started: float, cons
             left += max(0, end - max(partition.offset, 0))
         return left
 
-    newest = describe(batch.messages[-1].value())[1]
-    report.batch(len(batch.messages), newest, started, describe_changes, count_left if batch.full() else None)
+    newest = describe(applied[-1].value())[1]
+    report.batch(len(applied), newest, started, describe_changes, count_left if full else None)
 
 
 def session(destination: Destination, brokers: Brokers, report: Report, stop: cli.Stop, once: bool) -> None:
@@ -144,6 +147,7 @@ def session(destination: Destination, brokers: Brokers, report: Report, stop: cl
             if run_once(consumer, intake, offsets, destination, report, drain):
                 continue
             report.idle()
+            destination.dead_letters.report()
             if brokers.down:
                 brokers.probe(consumer)
             if drain.done(consumer):
@@ -173,11 +177,12 @@ def main() -> None:
                 log.warning("Kafka: %s; joining the group again", error)
                 fenced, brokers.fatal = time.monotonic(), ""
     except cli.Stopped:
-        log.warning("stopped while a server was down; the batch will be read again")
+        log.warning("stopped in the middle of a batch; what is left of it will be read again")
     except WrongSetting as error:
         cli.fail(str(error), cli.WRONG_USE)
     finally:
         report.end()
+        destination.dead_letters.end()
         destination.close()
 
 

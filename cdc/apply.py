@@ -8,8 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from datetime import date
+from typing import Any
 
 from cdc.message import Record, to_json
+from cdc.postgres import first_line
 from config import SCHEMA
 from employee import CDC_COLUMNS, EMPLOYEE_COLUMNS
 
@@ -49,15 +51,63 @@ WITH record AS MATERIALIZED (
 SELECT count(*), array_agg(emp_id) FILTER (WHERE action = 'DELETE')
 FROM (SELECT emp_id, action FROM record WHERE before IS NULL UNION ALL SELECT emp_id, action FROM newer) AS passed
 """
-APPLY = f"EXECUTE apply ({', '.join(f'%({column})s' for column in CDC_COLUMNS)})"
+# The records go to PostgreSQL as settings of the transaction, one for each column, and PL/pgSQL catches every error. So
+# none of their values reaches the server's log, whoever owns the role: neither in the text of a refused statement nor
+# in "Failing row contains (…)". The settings that would keep them out of the log are a superuser's.
+ARRAYS = ("bigint[]", "int[]", "text[]", "text[]", "date[]", "text[]", "int[]", "text[]")
+INCOMING = ", ".join(
+    f"current_setting('cdc.{column}')::{kind}" for column, kind in zip(CDC_COLUMNS, ARRAYS, strict=True)
+)
+PASS = ", ".join(f"set_config('cdc.{column}', %({column})s, true)" for column in CDC_COLUMNS)
+PASS_ONE = ", ".join(f"set_config('cdc.{column}', ARRAY[one.{column}]::text, true)" for column in CDC_COLUMNS)
+APPLY = f"EXECUTE apply ({INCOMING})"
 REGISTER_KEYS = f"""
 INSERT INTO {SCHEMA}.cdc_applied (emp_id, cdc_id)
-SELECT emp_id, 0 FROM unnest(%(emp_id)s::int[]) AS emp_id ORDER BY emp_id
+SELECT emp_id, 0 FROM unnest(current_setting('cdc.emp_id')::int[]) AS emp_id ORDER BY emp_id
 ON CONFLICT DO NOTHING;
 """
 # A statement of its own, so that its snapshot is taken after the gate's locks are held. Inside APPLY, a DELETE that
 # waited for another consumer's INSERT would not see the row it must delete.
-DELETE = f"DELETE FROM {SCHEMA}.employees WHERE emp_id = ANY (%(deleted)s)"
+DELETE = f"DELETE FROM {SCHEMA}.employees WHERE emp_id = ANY (deleted)"
+# SET CONSTRAINTS: deferred constraints and triggers of the user's own refuse here, and not at the commit.
+TRY = f"""
+EXECUTE $${APPLY}$$ INTO changed, deleted;
+IF deleted IS NOT NULL THEN {DELETE}; END IF;
+SET CONSTRAINTS ALL IMMEDIATE;
+result := json_build_array(changed);
+EXCEPTION WHEN OTHERS OR assert_failure OR query_canceled THEN
+    result := json_build_array(0, SQLSTATE, SQLERRM);
+"""
+DECLARE = "DECLARE changed bigint; deleted int[]; result json;"
+SHOW = "SELECT current_setting('cdc.result')::json"
+TRY_ALL = f"""
+SELECT {PASS};
+DO $do$ {DECLARE}
+BEGIN
+    BEGIN {{register}} {TRY} END;
+    PERFORM set_config('cdc.result', result::text, true);
+END $do$;
+{SHOW}
+"""
+TRY_EACH = f"""
+SELECT {PASS};
+DO $do$ {DECLARE} one record; results json[];
+BEGIN
+    FOR one IN SELECT * FROM unnest({INCOMING}) AS incoming ({", ".join(CDC_COLUMNS)}) LOOP
+        PERFORM {PASS_ONE};
+        BEGIN {REGISTER_KEYS} {TRY} END;
+        results := results || result;
+    END LOOP;
+    PERFORM set_config('cdc.result', array_to_json(results)::text, true);
+END $do$;
+{SHOW}
+"""
+NONE = ", ".join(["'{}'"] * len(CDC_COLUMNS))
+TRY_NOTHING = f"""
+EXECUTE apply ({NONE});
+INSERT INTO {SCHEMA}.cdc_applied (emp_id, cdc_id) SELECT 0, 0 WHERE false ON CONFLICT DO NOTHING;
+DELETE FROM {SCHEMA}.employees WHERE emp_id = ANY ('{{}}'::int[])
+"""
 
 # Prepared once, because planning takes longer than applying a single record. Each key is looked up by its index, in the
 # order of the records, whatever the statistics said of a table that grows since. `= ANY (ARRAY[…])` is for that, too:
@@ -69,13 +119,14 @@ SET idle_in_transaction_session_timeout = '5s';  -- a stopped process must not k
 {APPLY_STATEMENT}
 """
 
-# Errors of the data. Every other error of PostgreSQL is an outage, to be waited out.
-DATA_ERRORS = (
-    psycopg2.DataError,
-    psycopg2.IntegrityError,
-    psycopg2.errors.RaiseException,
-    psycopg2.errors.WithCheckOptionViolation,
-)
+# Errors of the server, or of what runs beside us, by class or code: no row is to blame, and waiting mends them. Any
+# other error is an outage only if an empty batch meets it, too: a missing table, column or right.
+UNIQUE_VIOLATION, CANCELED = "23505", "57014"
+OUTAGES = ("08", "25", "40001", "40003", "40P01", "53", "55P03", "57", "58", "F0", "XX")
+
+
+class Refused(Exception):
+    """PostgreSQL refuses records, in its own words, and its connection lives on."""
 
 
 def newest(records: Iterable[Record]) -> Iterable[Record]:
@@ -96,29 +147,62 @@ def keep_newest(by_employee: dict[int, Record], record: Record) -> None:
 def apply(destination: Connection, records: Iterable[Record]) -> int:
     """Apply records, one for each employee, in one transaction. Returns how many employees changed; the rest was stale.
 
-    Raises one of DATA_ERRORS for records that the destination refuses.
+    Raises Refused if the records are refused, or take too long for somebody; psycopg2.Error in an outage.
     """
     arrays = to_arrays(records)
+    changed, *error = run(destination, TRY_ALL.replace("{register}", ""), arrays)
+    if error and error[0] == UNIQUE_VIOLATION:
+        changed, *error = run(destination, TRY_ALL.replace("{register}", REGISTER_KEYS), arrays)
+    if error and error[0] == CANCELED:
+        raise Refused(error[1])
+    raise_outage(*error)
+    if error:
+        raise Refused(error[1])
+    return int(changed)
+
+
+def apply_each(destination: Connection, records: list[Record]) -> list[tuple[int, str]]:
+    """Apply records one by one. Returns for each whether its employee changed, and why it is refused, if it is.
+
+    Raises psycopg2.Error in an outage. What was applied before stays applied.
+    """
     try:
-        return run(destination, APPLY, arrays)
-    except psycopg2.errors.UniqueViolation:
-        return run(destination, REGISTER_KEYS + APPLY, arrays)
+        results = run(destination, TRY_EACH, to_arrays(records))
+    except Refused as refusal:  # of the text as a whole: a character that the destination's encoding does not have
+        if len(records) == 1:
+            return [(0, str(refusal))]
+        middle = len(records) // 2
+        return apply_each(destination, records[:middle]) + apply_each(destination, records[middle:])
+    for _, *error in results:
+        raise_outage(*error)
+    return [(changed, in_one_line(*error) if error else "") for changed, *error in results]
 
 
-def run(destination: Connection, statement: str, arrays: dict[str, str]) -> int:
-    # One round trip, two when something is deleted. What is sent at once is a transaction: BEGIN and COMMIT only then.
-    deletes = "DELETE" in arrays["action"]
+def in_one_line(state: str, message: str) -> str:
+    return " ".join(message.split()) or f"an error without a message, SQLSTATE {state}"
+
+
+def apply_nothing(destination: Connection) -> None:
+    """Apply an empty batch. Raises psycopg2.Error for what is no fault of any record."""
+    with destination.cursor() as cursor:
+        cursor.execute(TRY_NOTHING)
+
+
+def run(destination: Connection, statement: str, arrays: dict[str, str]) -> Any:
+    """Run a statement in one round trip and one transaction. Returns its result."""
     with destination.cursor() as cursor:
         try:
-            cursor.execute(("BEGIN;" if deletes else "") + statement, arrays)
-            ((changed, deleted),) = cursor.fetchall()
-            if deletes:
-                cursor.execute(f"{DELETE}; COMMIT" if deleted else "COMMIT", {"deleted": deleted})
-        except DATA_ERRORS:
-            if deletes:
-                cursor.execute("ROLLBACK")
-            raise
-    return int(changed)
+            cursor.execute(statement, arrays)
+        except psycopg2.Error as error:
+            if destination.closed or error.pgcode is None or error.pgcode.startswith(OUTAGES):
+                raise
+            raise Refused(first_line(error)) from None
+        return cursor.fetchall()[0][0]
+
+
+def raise_outage(state: str = "", message: str = "") -> None:
+    if state.startswith(OUTAGES):
+        raise psycopg2.OperationalError(message)
 
 
 def to_arrays(records: Iterable[Record]) -> dict[str, str]:

@@ -8,15 +8,16 @@ from __future__ import annotations
 import json
 import logging
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
 
 import config
 from cdc import cli
 from cdc.kafka import Brokers, make_client
+from cdc.progress import LINES_PER_SECOND, NAMED
 from cdc.topic import partition_numbers
 
 from confluent_kafka import Consumer, KafkaError, KafkaException, Message, Producer, TopicPartition
@@ -52,6 +53,9 @@ READER_SETTINGS = {
 Bounds = dict[int, tuple[int, int]]  # by partition: the first offset and the one after the last
 
 
+Letter = tuple[Message, str]  # a message that can never be applied, and why
+
+
 @dataclass
 class DeadLetters:
     """Where the consumer sends what can never be applied. The client is made for the first letter."""
@@ -59,36 +63,90 @@ class DeadLetters:
     brokers: Brokers
     stop: cli.Stop
     producer: Producer | None = None
+    total: int = 0
+    unreported: list[Letter] = field(default_factory=list)
+    second: float = 0.0  # when the current second began (time.monotonic)
+    lines: int = 0  # logged in the current second
 
-    def send(self, message: Message, error: str) -> None:
-        """Send a message with its origin and the error, and wait until it is acknowledged.
+    def send(self, letters: list[Letter]) -> None:
+        """Send messages with their origin and error, in their order, and wait until all are acknowledged.
 
-        Raises KafkaException if Kafka refuses it, Stopped if a stop is requested while Kafka is down.
+        The list keeps those that Kafka has not acknowledged. Raises KafkaException if Kafka refuses one, Stopped if a
+        stop is requested while Kafka is down.
         """
+        if not letters:
+            return
         if self.producer is None:
             self.producer = make_client(Producer, {**PRODUCER_SETTINGS, "message.timeout.ms": 0}, self.brokers)
-        origin = (message.topic(), message.partition(), message.offset())
-        headers = {name: str(value).encode() for name, value in zip(ORIGIN, origin, strict=True)}
-        letter = {"value": message.value(), "key": message.key(), "headers": {**headers, ERROR: error.encode()}}
-        if failures := produce_all(self.producer, config.DEAD_LETTER_TOPIC, [letter], self.stop):
+        failures = produce_all(self.producer, config.DEAD_LETTER_TOPIC, map(to_message, letters), self.stop)
+        failed = dict(failures)
+        sent = [letter for number, letter in enumerate(letters) if number not in failed]
+        letters[:] = [letter for number, letter in enumerate(letters) if number in failed]
+        self.report(sent)
+        if failures:
             self.producer = None
-            raise KafkaException(failures[0])
-        log.error("message at partition %s, offset %s → dead letter: %s", message.partition(), message.offset(), error)
+            raise KafkaException(failures[0][1])
+
+    def report(self, letters: list[Letter] | None = None) -> None:
+        """Log letters: each while there are few, else a line a second with their number and an example.
+
+        Without letters, log what is still unreported.
+        """
+        self.total += len(letters or ())
+        self.unreported += letters or ()
+        now, count = time.monotonic(), len(self.unreported)
+        if now - self.second >= 1.0:
+            self.second, self.lines = now, 0
+        if letters is not None and count == len(letters) and count <= NAMED and self.lines + count <= LINES_PER_SECOND:
+            lines = [f"{place(message)} → dead letter: {error}" for message, error in letters]
+        elif count and self.lines < 1:
+            message, error = self.unreported[0]
+            lines = [f"{count:,} messages → dead letters; such as {place(message)} → dead letter: {error}"]
+        else:
+            return
+        self.lines += len(lines)
+        self.unreported.clear()
+        for line in lines:
+            log.error("%s", line)
+
+    def end(self) -> None:
+        self.second = 0.0
+        self.report()
+        if self.total:
+            log.info("sent %s dead letters in all", f"{self.total:,}")
+
+
+def to_message(letter: Letter) -> dict[str, Any]:
+    message, error = letter
+    origin = (message.topic(), message.partition(), message.offset())
+    headers = {name: str(value).encode() for name, value in zip(ORIGIN, origin, strict=True)}
+    return {"value": message.value(), "key": message.key(), "headers": {**headers, ERROR: error.encode()}}
+
+
+def place(message: Message) -> str:
+    return f"message at partition {message.partition()}, offset {message.offset()}"
 
 
 def produce_all(
-    producer: Producer, topic: str, messages: list[dict[str, Any]], stop: cli.Stop | None = None
-) -> list[KafkaError]:
-    """Send messages and wait until Kafka has answered for each; returns its refusals. Raises Stopped."""
-    failures: list[KafkaError] = []
-    try:
-        for message in messages:
-            producer.produce(topic, **message, on_delivery=lambda error, _: failures.append(error) if error else None)
-        while producer.flush(1.0):
-            if stop is not None:
-                cli.raise_if_requested(stop)
-    except KafkaException as error:
-        failures.append(error.args[0])
+    producer: Producer, topic: str, messages: Iterable[dict[str, Any]], stop: cli.Stop | None = None
+) -> list[tuple[int, KafkaError]]:
+    """Send messages and wait until Kafka has answered for each.
+
+    Returns its refusals: the number of each refused message, from 0, and why. Raises Stopped.
+    """
+    failures: list[tuple[int, KafkaError]] = []
+
+    def collect(number: int) -> Callable[[KafkaError | None, Message], None]:
+        return lambda error, _: failures.append((number, error)) if error else None
+
+    for number, message in enumerate(messages):
+        try:
+            producer.produce(topic, **message, on_delivery=collect(number))
+        except KafkaException as error:
+            failures.append((number, error.args[0]))
+    while producer.flush(1.0):
+        if stop is not None:
+            cli.raise_if_requested(stop)
     return failures
 
 
@@ -149,7 +207,7 @@ def replay(reader: Consumer, admin: AdminClient, brokers: Brokers) -> None:
     for page in read_pages(reader, find_bounds(reader, admin)):
         messages = [{"value": message.value(), "key": message.key()} for message in page]
         if failures := produce_all(producer, config.KAFKA_TOPIC, messages):
-            cli.fail(f"topic {config.KAFKA_TOPIC}: {failures[0].str()}; these dead letters stay")
+            cli.fail(f"topic {config.KAFKA_TOPIC}: {failures[0][1].str()}; these dead letters stay")
         # A crash here sends the page again, which is harmless: the gate drops what has been applied.
         delete_before(admin, {message.partition() or 0: offset(message) + 1 for message in page})
         sent += len(page)

@@ -2,20 +2,40 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+from functools import partial
+from typing import TypeVar
 
 import config
 from cdc import cli
-from cdc.apply import DATA_ERRORS, SESSION, apply, newest
-from cdc.dead_letters import DeadLetters
+from cdc.apply import SESSION, Refused, apply, apply_each, apply_nothing, newest
+from cdc.dead_letters import DeadLetters, Letter
 from cdc.intake import Batch, Intake
-from cdc.message import read
+from cdc.message import Record, read
 from cdc.outage import Outage
-from cdc.postgres import connect, explain, first_line, wait_for_database
+from cdc.postgres import connect, explain, wait_for_database
 
 import psycopg2
 from confluent_kafka import KafkaException, Message
 from psycopg2.extensions import connection as Connection
+
+PART = 1_000  # messages among which the refused ones are singled out, and whose offsets are then committed
+
+Result = TypeVar("Result")
+
+
+@dataclass
+class Part:
+    """Messages that are done: applied, or dead letters."""
+
+    messages: list[Message]
+    changed: int = 0  # employees
+    letters: list[Letter] = field(default_factory=list)
+
+    def applied(self) -> list[Message]:
+        dead = {id(message) for message, _ in self.letters}
+        return [message for message in self.messages if id(message) not in dead]
 
 
 @dataclass
@@ -39,18 +59,54 @@ class Destination:
         except psycopg2.Error as error:
             wait_for_database(self.outage, "destination", config.DESTINATION_DATABASE_URL, error)
 
-    def apply(self, batch: Batch, intake: Intake) -> int:
-        """Apply a batch, however long the destination is down. Returns how many employees changed.
+    def apply(self, batch: Batch, intake: Intake) -> Iterator[Part]:
+        """Apply a batch, however long the destination is down, and yield it: in parts if some of it is refused.
 
-        Meanwhile the partitions are paused and the consumer is polled, so that its group keeps it. Raises Stopped if a
-        stop is requested before the batch is applied.
+        A crash repeats the dead letters of the part in hand only. Raises Stopped if a stop is requested before the
+        batch is applied.
+        """
+        try:
+            part = Part(batch.messages, self.persist(intake, lambda: self.apply_whole(batch, intake)), batch.bad)
+        except Refused:
+            yield from self.apply_parts(batch, intake)
+        else:
+            yield self.send_letters(part, intake)
+
+    def apply_whole(self, batch: Batch, intake: Intake) -> int:
+        if not batch.newest:
+            return 0
+        with intake.reading_ahead(batch):
+            return apply_or_refuse(self.connect(), batch.newest.values())
+
+    def apply_parts(self, batch: Batch, intake: Intake) -> Iterator[Part]:
+        """Apply a batch in which something is refused. The group is kept between two parts."""
+        bad = {id(message): reason for message, reason in batch.bad}
+        for start in range(0, len(batch.messages), PART):
+            poll_paused(intake, 0)
+            cli.raise_if_requested(self.outage.stop)
+            ours = {partition.partition for partition in intake.consumer.assignment()}
+            messages = [m for m in batch.messages[start : start + PART] if m.partition() in ours]
+            part = self.persist(intake, partial(self.single_out, messages, bad))
+            yield self.send_letters(part, intake)
+        intake.consumer.resume(intake.consumer.assignment())
+
+    def single_out(self, messages: list[Message], bad: dict[int, str]) -> Part:
+        return single_out(self.connect(), messages, bad)
+
+    def send_letters(self, part: Part, intake: Intake) -> Part:
+        unsent = list(part.letters)
+        self.persist(intake, lambda: self.dead_letters.send(unsent))
+        return part
+
+    def persist(self, intake: Intake, work: Callable[[], Result]) -> Result:
+        """Do work, again and again until no server is down.
+
+        Meanwhile the partitions are paused and the consumer is polled, so that its group keeps it. Raises Stopped.
         """
         paused = False
         while True:
             try:
-                connection = self.connect()
-                with intake.reading_ahead(batch):
-                    changed = apply_batch(connection, batch, self.dead_letters)
+                result = work()
                 break
             except psycopg2.Error as error:
                 self.close()
@@ -64,7 +120,7 @@ class Destination:
         if paused:
             intake.consumer.resume(intake.consumer.assignment())
         self.outage.over()
-        return changed
+        return result
 
     def close(self) -> None:
         if self.connection is not None:
@@ -83,36 +139,28 @@ def poll_paused(intake: Intake, seconds: float) -> None:
         intake.add([message])
 
 
-def apply_batch(destination: Connection, batch: Batch, dead_letters: DeadLetters) -> int:
-    """Apply a batch; what is no record becomes a dead letter. Returns how many employees changed."""
-    for message, error in batch.bad:
-        dead_letter(batch, message, error, dead_letters)
-    if not batch.newest:
-        return 0
+def apply_or_refuse(destination: Connection, records: Iterable[Record]) -> int:
+    """Apply records. Raises Refused only if an empty batch is not refused likewise: else it is an outage."""
     try:
-        return apply(destination, batch.newest.values())
-    except DATA_ERRORS:
-        bad = {id(message) for message, _ in batch.bad}
-        good = [message for message in batch.messages if id(message) not in bad]
-        return single_out(destination, batch, good, dead_letters)
+        return apply(destination, records)
+    except Refused:
+        apply_nothing(destination)
+        raise
 
 
-def single_out(destination: Connection, batch: Batch, messages: list[Message], dead_letters: DeadLetters) -> int:
-    """Apply messages; halve those that PostgreSQL refuses for their data until the bad ones stand alone."""
+def single_out(destination: Connection, messages: list[Message], bad: dict[int, str]) -> Part:
+    """Apply messages, all at once or, if some of them are refused, one by one. Returns them with those refused.
+
+    bad: by id(), why a message is no record.
+    """
+    good = [message for message in messages if id(message) not in bad]
+    records = [read(message.value()) for message in good]
+    refused = dict(bad)
     try:
-        return apply(destination, newest(read(message.value()) for message in messages))
-    except DATA_ERRORS as error:
-        if len(messages) == 1:
-            dead_letter(batch, messages[0], first_line(error), dead_letters)
-            return 0
-    middle = len(messages) // 2
-    halves = messages[:middle], messages[middle:]
-    return sum(single_out(destination, batch, half, dead_letters) for half in halves)
-
-
-def dead_letter(batch: Batch, message: Message, error: str, dead_letters: DeadLetters) -> None:
-    """Send a message to the dead letters, unless an earlier try of the same batch did."""
-    place = (message.partition(), message.offset())
-    if place not in batch.dead_lettered:
-        dead_letters.send(message, error)
-        batch.dead_lettered.add(place)
+        changed = apply_or_refuse(destination, newest(records))
+    except Refused:
+        results = apply_each(destination, records)
+        apply_nothing(destination)  # nothing has gone meanwhile
+        changed = sum(count for count, _ in results)
+        refused |= {id(message): reason for message, (_, reason) in zip(good, results, strict=True) if reason}
+    return Part(messages, changed, [(message, refused[id(message)]) for message in messages if id(message) in refused])

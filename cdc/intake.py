@@ -28,6 +28,7 @@ FOLDING_CHUNK_WAIT, FOLDING_FILL_TIME = 0.15, 0.4  # seconds to wait for a chunk
 
 MAX_EMPLOYEES = 16_000  # applied in one transaction, or a little more
 WELL_FOLDED = 0.8  # employees for each record, at most
+MAX_BAD = 1_000  # dead letters of one batch, or a little more: a crash sends them again
 MAX_MEMORY = 40_000_000  # bytes for a batch: some 45,000 messages where few employees change often
 MESSAGE_OVERHEAD = 300  # bytes that a message takes beside its value
 RECORD_COPIES = 9  # of a record's text, at most at a time, on its way from the message into the statement
@@ -41,7 +42,6 @@ class Batch:
     newest: dict[int, Record] = field(default_factory=dict)  # by emp_id
     bad: list[tuple[Message, str]] = field(default_factory=list)  # what is no record, and why
     size: int = 0  # bytes of the messages' values
-    dead_lettered: set[tuple[int | None, int | None]] = field(default_factory=set)  # partition and offset
 
     def add(self, message: Message) -> None:
         self.messages.append(message)
@@ -54,7 +54,7 @@ class Batch:
         keep_newest(self.newest, record)
 
     def full(self) -> bool:
-        return len(self.newest) >= MAX_EMPLOYEES or self.memory() >= MAX_MEMORY
+        return len(self.newest) >= MAX_EMPLOYEES or len(self.bad) >= MAX_BAD or self.memory() >= MAX_MEMORY
 
     def records(self) -> int:
         return len(self.messages) - len(self.bad)

@@ -140,7 +140,12 @@ def address(url: str) -> str:
 
 
 def first_line(error: BaseException) -> str:
-    """Return what an error of libpq or PostgreSQL says, in one line: of several tries (IPv6, IPv4) the last."""
+    """Return what an error of libpq or PostgreSQL says, in one line.
+
+    libpq tells of several tries (IPv6, IPv4), of which the last counts. PostgreSQL's message is never cut.
+    """
+    if isinstance(error, psycopg2.Error) and error.diag.message_primary:
+        return " ".join(error.diag.message_primary.split())
     lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
     line = next((line for line in reversed(lines) if "failed: " in line), lines[0])
     return line.split("failed: ", 1)[-1].removeprefix("FATAL:").strip()
