@@ -18,7 +18,7 @@ from cdc import cli
 from cdc.dead_letters import DeadLetters
 from cdc.destination import Destination, Part
 from cdc.intake import Batch, Intake
-from cdc.kafka import Brokers, make_client
+from cdc.kafka import NO_RIGHT, Brokers, make_client
 from cdc.message import describe
 from cdc.offsets import Offsets, read_from_first
 from cdc.outage import Outage
@@ -107,6 +107,8 @@ def handle(event: Message, consumer: Consumer, drain: Drain, brokers: Brokers) -
         read_from_first(consumer, event)
     elif error.fatal() or error.code() == KafkaError._FATAL:
         brokers.fatal = error.str()
+    elif error.code() in NO_RIGHT:
+        brokers.warn_no_right(error)
     else:
         log.debug("Kafka: %s", error.str())
 

@@ -18,7 +18,7 @@ import config
 from cdc import capture, cli, wakeup
 from cdc.emp_cdc import Pruner, count_unpublished, late_pages, prepare, read_page
 from cdc.history import History
-from cdc.kafka import NO_BROKER, Brokers, make_client
+from cdc.kafka import NO_BROKER, Brokers, advise, make_client
 from cdc.message import Change, describe, to_json
 from cdc.outage import Outage
 from cdc.position import Position, PositionLost, load_position, save
@@ -28,7 +28,7 @@ from cdc.publisher import KAFKA_SETTINGS, PAGE, NotPublished, publish
 from cdc.topic import Tail
 
 import psycopg2
-from confluent_kafka import KafkaError, KafkaException, Producer
+from confluent_kafka import KafkaException, Producer
 from psycopg2.extensions import connection as Connection
 
 log = logging.getLogger("producer")
@@ -176,7 +176,7 @@ def main() -> None:
             reason = error.args[0]
             if reason.code() in NO_BROKER:
                 brokers.mark_down()
-            advice = "; run python admin.py" if reason.code() == KafkaError.UNKNOWN_TOPIC_OR_PART else ""
+            advice = advise(reason, f"READ and WRITE on topic {config.KAFKA_TOPIC}")
             outage.wait(f"topic {config.KAFKA_TOPIC}: {reason.str()}{advice}", quiet=brokers.unsteady())
         except NotPublished as error:
             outage.wait(f"topic {config.KAFKA_TOPIC}: {error}", quiet=brokers.unsteady())

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import logging
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -16,7 +16,7 @@ from typing import Any
 
 import config
 from cdc import cli
-from cdc.kafka import Brokers, make_client
+from cdc.kafka import Brokers, advise, flush, make_client
 from cdc.progress import LINES_PER_SECOND, NAMED
 from cdc.topic import partition_numbers
 
@@ -78,7 +78,7 @@ class DeadLetters:
             return
         if self.producer is None:
             self.producer = make_client(Producer, {**PRODUCER_SETTINGS, "message.timeout.ms": 0}, self.brokers)
-        failures = produce_all(self.producer, config.DEAD_LETTER_TOPIC, map(to_message, letters), self.stop)
+        failures = produce_all(self.producer, config.DEAD_LETTER_TOPIC, list(map(to_message, letters)), self.stop)
         failed = dict(failures)
         sent = [letter for number, letter in enumerate(letters) if number not in failed]
         letters[:] = [letter for number, letter in enumerate(letters) if number in failed]
@@ -128,26 +128,27 @@ def place(message: Message) -> str:
 
 
 def produce_all(
-    producer: Producer, topic: str, messages: Iterable[dict[str, Any]], stop: cli.Stop | None = None
+    producer: Producer, topic: str, messages: list[dict[str, Any]], stop: cli.Stop | None = None
 ) -> list[tuple[int, KafkaError]]:
     """Send messages and wait until Kafka has answered for each.
 
     Returns its refusals: the number of each refused message, from 0, and why. Raises Stopped.
     """
-    failures: list[tuple[int, KafkaError]] = []
+    answers: dict[int, KafkaError | None] = {}
+    fatal: KafkaError | None = None
 
-    def collect(number: int) -> Callable[[KafkaError | None, Message], None]:
-        return lambda error, _: failures.append((number, error)) if error else None
+    def answer_for(number: int) -> Callable[[KafkaError | None, Message], None]:
+        return lambda error, _: answers.update({number: error})
 
-    for number, message in enumerate(messages):
-        try:
-            producer.produce(topic, **message, on_delivery=collect(number))
-        except KafkaException as error:
-            failures.append((number, error.args[0]))
-    while producer.flush(1.0):
-        if stop is not None:
-            cli.raise_if_requested(stop)
-    return failures
+    try:
+        for number, message in enumerate(messages):
+            producer.produce(topic, **message, on_delivery=answer_for(number))
+        flush(producer, stop)
+    except KafkaException as error:
+        fatal = error.args[0]
+    refused = [number for number in range(len(messages)) if answers.get(number, fatal) is not None]
+    # After a fatal error each message is answered with a consequence of it.
+    return [(number, fatal or answers[number]) for number in refused]  # type: ignore[misc]
 
 
 # What admin.py dead-letters does
@@ -207,7 +208,9 @@ def replay(reader: Consumer, admin: AdminClient, brokers: Brokers) -> None:
     for page in read_pages(reader, find_bounds(reader, admin)):
         messages = [{"value": message.value(), "key": message.key()} for message in page]
         if failures := produce_all(producer, config.KAFKA_TOPIC, messages):
-            cli.fail(f"topic {config.KAFKA_TOPIC}: {failures[0][1].str()}; these dead letters stay")
+            refusal, topic = failures[0][1], config.KAFKA_TOPIC
+            advice = advise(refusal, f"WRITE on topic {topic}")
+            cli.fail(f"topic {topic}: {refusal.str()}; these dead letters stay{advice}")
         # A crash here sends the page again, which is harmless: the gate drops what has been applied.
         delete_before(admin, {message.partition() or 0: offset(message) + 1 for message in page})
         sent += len(page)

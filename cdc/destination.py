@@ -12,6 +12,7 @@ from cdc import cli
 from cdc.apply import SESSION, Refused, apply, apply_each, apply_nothing, newest
 from cdc.dead_letters import DeadLetters, Letter
 from cdc.intake import Batch, Intake
+from cdc.kafka import advise
 from cdc.message import Record, read
 from cdc.outage import Outage
 from cdc.postgres import connect, explain, wait_for_database
@@ -112,8 +113,9 @@ class Destination:
                 self.close()
                 reason = explain("destination", config.DESTINATION_DATABASE_URL, error)
             except KafkaException as error:
-                topic = config.DEAD_LETTER_TOPIC
-                reason = f"topic {topic}: {error.args[0].str()}; if it is missing, run python admin.py"
+                topic, refusal = config.DEAD_LETTER_TOPIC, error.args[0]
+                advice = advise(refusal, f"WRITE on topic {topic}") or "; if it is missing, run python admin.py"
+                reason = f"topic {topic}: {refusal.str()}{advice}"
             paused = True
             self.outage.wait(reason, lambda seconds: poll_paused(intake, seconds))
             cli.raise_if_requested(self.outage.stop)

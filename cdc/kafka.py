@@ -11,15 +11,19 @@ from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 import config
+from cdc import cli
 from cdc.postgres import WrongSetting
 
-from confluent_kafka import Consumer, KafkaError, KafkaException
+from confluent_kafka import Consumer, KafkaError, KafkaException, Producer
 
 log = logging.getLogger(__name__)
 Client = TypeVar("Client")
 
 NO_BROKER = (KafkaError._TRANSPORT, KafkaError._TIMED_OUT, KafkaError._ALL_BROKERS_DOWN)  # as what a call raises
 BROKER_GRACE = 5.0  # seconds after their return in which brokers may not know all their topics yet
+
+TOPIC_REFUSED, GROUP_REFUSED = KafkaError.TOPIC_AUTHORIZATION_FAILED, KafkaError.GROUP_AUTHORIZATION_FAILED
+NO_RIGHT = (TOPIC_REFUSED, GROUP_REFUSED, KafkaError.CLUSTER_AUTHORIZATION_FAILED)
 
 UNKNOWN_SETTING = re.compile(r'No such configuration property: "(.*)"')
 NOT_TEXT = ("logger", "default.topic.config", "opaque", "interceptors")  # settings that only a program can give
@@ -43,8 +47,16 @@ class Brokers:
             self.fatal = error.str()
         elif error.code() in (KafkaError._AUTHENTICATION, KafkaError._SSL, KafkaError._RESOLVE):
             self.warn_once(error.str())
+        elif error.code() in NO_RIGHT:
+            self.warn_no_right(error)
         else:
             log.debug("Kafka: %s", error.str())
+
+    def warn_no_right(self, error: KafkaError) -> None:
+        """Warn that the consumer may not read. The client tries again by itself."""
+        group = error.code() == GROUP_REFUSED
+        what = f"group {config.KAFKA_GROUP_ID}" if group else f"topic {config.KAFKA_TOPIC}"
+        self.warn_once(f"{what}: {error.str()}{advise(error, f'READ on {what}')}; waiting")
 
     def warn_once(self, text: str) -> None:
         """Log what the client says, each text once: it repeats some of them many times a second."""
@@ -83,6 +95,31 @@ class Brokers:
             self.warn()
         else:
             self.mark_up()
+
+
+def advise(error: KafkaError, right: str) -> str:
+    """Return what to do about an error of Kafka, as the end of a line; right: what else is missing, such as an ACL."""
+    if error.code() == KafkaError.UNKNOWN_TOPIC_OR_PART:
+        return "; run python admin.py"
+    if error.code() in NO_RIGHT:
+        user = config.KAFKA.get("sasl.username")
+        return f"; {f'User:{user}' if user else 'the user that we log in as'} needs the right {right}"
+    return ""
+
+
+def flush(producer: Producer, stop: cli.Stop | None = None) -> None:
+    """Wait until Kafka has answered for each message.
+
+    Raises KafkaException if the client is of no more use, Stopped if a stop is requested while Kafka is down.
+    """
+    try:
+        while producer.flush(1.0):
+            if stop is not None:
+                cli.raise_if_requested(stop)
+    except SystemError as error:  # a callback ran after the client had raised its fatal error
+        if isinstance(error.__cause__, KafkaException):
+            raise error.__cause__ from None
+        raise
 
 
 def make_client(kind: Callable[..., Client], settings: dict[str, Any], brokers: Brokers) -> Client:

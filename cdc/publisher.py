@@ -6,6 +6,7 @@ from typing import Any
 
 import config
 from cdc import cli
+from cdc.kafka import advise, flush
 from cdc.message import Change, to_json
 
 from confluent_kafka import KafkaError, Producer
@@ -48,10 +49,9 @@ def publish(producer: Producer, page: list[Change], stop: cli.Stop) -> None:
         if waiting:
             producer.poll(0.1)
             cli.raise_if_requested(stop)
-    while producer.flush(1.0):
-        cli.raise_if_requested(stop)
+    flush(producer, stop)
     if failures:
-        raise NotPublished(failures[0].str())
+        raise NotPublished(failures[0].str() + advise(failures[0], f"WRITE on topic {config.KAFKA_TOPIC}"))
 
 
 def collect(error: KafkaError | None, failures: list[KafkaError]) -> None:

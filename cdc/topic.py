@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 import config
 from cdc import cli
-from cdc.kafka import Brokers, make_client
+from cdc.kafka import TOPIC_REFUSED, Brokers, make_client
 from cdc.message import read
 
 from confluent_kafka import (
@@ -197,4 +197,6 @@ def read_to_end(reader: Consumer, unread: set[int], stop: cli.Stop) -> list[tupl
                     changes.append((read(value).cdc_id, value))
             elif error.code() == KafkaError._PARTITION_EOF:
                 unread.discard(message.partition() or 0)
+            elif error.code() == TOPIC_REFUSED:  # the client would try again for ever
+                raise KafkaException(error)
     return changes
