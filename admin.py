@@ -212,6 +212,7 @@ def moment(text: str) -> int:
     return int(seconds * 1000)
 
 
+@cli.script
 def main() -> None:
     arguments = parse_arguments()
     cli.start_logging(arguments.verbose)

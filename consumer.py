@@ -158,6 +158,7 @@ def session(destination: Destination, brokers: Brokers, report: Report, stop: cl
         offsets.leave(consumer)
 
 
+@cli.script
 def main() -> None:
     parser = cli.make_parser(__doc__, verbose="log every change, and what the Kafka client says")
     parser.add_argument("--once", action="store_true", help="apply what is in the topic, then exit")

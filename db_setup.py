@@ -124,6 +124,7 @@ def move_old_log(source: Connection) -> None:
     print(f"source: old log upgraded, {moved:,} rows")
 
 
+@cli.script
 def main() -> None:
     cli.make_parser(__doc__).parse_args()
     cli.start_logging()

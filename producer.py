@@ -158,6 +158,7 @@ def session(brokers: Brokers, outage: Outage, stop: cli.Stop, once: bool) -> Non
         stream(source, producer, position, history, brokers, stop, once)
 
 
+@cli.script
 def main() -> None:
     parser = cli.make_parser(__doc__, verbose="log every change, and what the Kafka client says")
     parser.add_argument("--once", action="store_true", help="publish what is in the log, then exit")
@@ -185,7 +186,7 @@ def main() -> None:
         except WrongSetting as error:
             cli.fail(str(error), cli.WRONG_USE)
         except cli.Stopped:
-            log.warning("stopped while Kafka did not acknowledge; the page will be published at the next start")
+            log.warning("stopped while a server was down; the page in hand will be published at the next start")
 
 
 if __name__ == "__main__":

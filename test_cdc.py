@@ -136,6 +136,7 @@ def check(console: Console, source: Connection, destination: Connection, stop: c
     return count == 0
 
 
+@cli.script
 def main() -> None:
     cli.make_parser(__doc__).parse_args()
     cli.start_logging()

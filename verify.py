@@ -145,6 +145,7 @@ def parse_arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
+@cli.script
 def main() -> None:
     arguments = parse_arguments()
     cli.start_logging(arguments.verbose)

@@ -19,8 +19,9 @@ Around them:
 
     postgres, session   connect to a database; what each session sets
     kafka, topic        make a client; what the topic and the group hold now
+    waiting             wait for a statement: stop when asked to, read ahead, report a wait that lasts
     outage, progress    wait longer and longer, warn once; report what moved
-    cli                 options, stopping, exit codes
+    cli, text           options, stopping, exit codes; texts of others made harmless
     status, comparison  the engines of `admin.py status` and `verify.py`
     verified            when verify.py last found both tables equal
 """

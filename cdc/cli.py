@@ -6,21 +6,82 @@ Exit codes: 0 done, 1 failed, 2 wrong use or wrong setting.
 from __future__ import annotations
 
 import argparse
+import codecs
+import functools
+import io
 import logging
+import os
+import select
 import signal
 import sys
+import threading
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
-from types import FrameType
-from typing import NoReturn
+from typing import NoReturn, TextIO
 
 from cdc import __version__
 
 DONE, FAILED, WRONG_USE = 0, 1, 2
 
+SIGNALS = (signal.SIGINT, signal.SIGTERM)
+STOP_WAIT = 4.5  # seconds for the work in hand to end after the first of them
+
 # Objects made between two runs of Python's search for cycles; 700 by default. A batch is tens of thousands of objects,
 # none of them in a cycle. Searching them again and again took a seventh of the consumer's time.
 FEW_COLLECTIONS = 500_000
+
+
+# What our own lines have, for an encoding that has none of it.
+PLAIN = {"→": "->", "…": "...", "·": "."}
+
+
+def script(main: Callable[[], None]) -> Callable[[], None]:
+    """Wrap a script's main(): any text can be printed, and a stop or a closed pipe is no traceback."""
+
+    @functools.wraps(main)
+    def run() -> None:
+        codecs.register_error("plain", encode_plainly)
+        for stream in (sys.stdout, sys.stderr):
+            if isinstance(stream, io.TextIOWrapper):
+                stream.reconfigure(errors="plain")
+        try:
+            try:
+                main()
+            finally:
+                sys.stdout.flush()
+        except (Stopped, KeyboardInterrupt):
+            fail("stopped")
+        except BrokenPipeError:
+            close_stdout()
+            sys.exit(FAILED)
+
+    return run
+
+
+def encode_plainly(error: UnicodeError) -> tuple[str, int]:
+    """Stand in for what the output's encoding lacks."""
+    assert isinstance(error, UnicodeEncodeError)
+    text = error.object[error.start : error.end]
+    return "".join(
+        PLAIN.get(letter) or letter.encode("ascii", "backslashreplace").decode() for letter in text
+    ), error.end
+
+
+def close_stdout() -> None:
+    """Print to nowhere from now on: nobody reads."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+
+
+class LogHandler(logging.StreamHandler[TextIO]):
+    """Logs to stdout; requests a stop when nobody reads it."""
+
+    def handleError(self, record: logging.LogRecord) -> None:
+        if isinstance(sys.exc_info()[1], BrokenPipeError):
+            close_stdout()
+            STOP.request()
+        else:
+            super().handleError(record)
 
 
 def make_parser(doc: str | None, verbose: str = "") -> argparse.ArgumentParser:
@@ -40,7 +101,7 @@ def start_logging(verbose: bool = False) -> None:
         level=logging.DEBUG if verbose else logging.INFO,
         format="%(asctime)s %(levelname)-7s %(message)s",
         datefmt="%H:%M:%S",
-        stream=sys.stdout,
+        handlers=[LogHandler(sys.stdout)],
         force=True,
     )
     # We report outages ourselves, once. The client repeats its own lines with every try.
@@ -49,12 +110,18 @@ def start_logging(verbose: bool = False) -> None:
 
 @dataclass
 class Stop:
-    """Whether Ctrl-C or SIGTERM came. The batch in hand is then finished, and the script ends.
-
-    A second signal ends the script at once, which is safe at any point.
-    """
+    """Whether Ctrl-C or SIGTERM came. The batch in hand is then finished, and the script ends."""
 
     requested: bool = False
+    since: float = 0.0  # when it was requested (time.monotonic)
+
+    def request(self) -> None:
+        self.since = self.since or time.monotonic()
+        self.requested = True
+
+    def overdue(self, grace: float) -> bool:
+        """Whether a stop was requested more than grace seconds ago."""
+        return self.requested and time.monotonic() - self.since > grace
 
     def sleep(self, seconds: float) -> None:
         """Wait, but for no more than a tenth of a second once a stop is requested."""
@@ -63,20 +130,43 @@ class Stop:
             time.sleep(min(left, 0.1))
 
 
+STOP = Stop()  # of this process
+
+
 class Stopped(Exception):
     """A stop was requested while a server was down. The work in hand is unfinished and will be done again."""
 
 
 def stop_on_signals() -> Stop:
-    stop = Stop()
+    """Have Ctrl-C and SIGTERM request a stop.
 
-    def handle(number: int, _frame: FrameType | None) -> None:
-        stop.requested = True
+    A second signal ends the script at once, which is safe at any point. So does the end of STOP_WAIT.
+    """
+    signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+    for number in SIGNALS:
         signal.signal(number, signal.SIG_DFL)
+    threading.Thread(target=take_signals, daemon=True).start()
+    return STOP
 
-    signal.signal(signal.SIGINT, handle)
-    signal.signal(signal.SIGTERM, handle)
-    return stop
+
+def take_signals() -> None:
+    """Wait for the signals, in a thread: Python's handlers do not run while libpq or librdkafka have the main one."""
+    signal.sigwait(SIGNALS)
+    STOP.request()
+    timer = threading.Timer(STOP_WAIT, end_now)
+    timer.daemon = True
+    timer.start()
+    number = signal.sigwait(SIGNALS)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
+    signal.raise_signal(number)
+    os._exit(128 + number)  # a container's first process does not die of a signal
+
+
+def end_now() -> None:
+    """End the process in the middle of a call that nothing else can end."""
+    if select.select([], [2], [], 0)[1]:  # nobody may be reading
+        os.write(2, b"stopped while a server did not answer; the work in hand will be done again\n")
+    os._exit(FAILED)
 
 
 def raise_if_requested(stop: Stop) -> None:

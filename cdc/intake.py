@@ -7,7 +7,6 @@ better begin.
 
 from __future__ import annotations
 
-import select
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,13 +14,13 @@ from dataclasses import dataclass, field
 
 from cdc.apply import keep_newest
 from cdc.message import Record, read
+from cdc.waiting import waiter
 
 from confluent_kafka import Consumer, Message
-from psycopg2.extensions import POLL_OK, POLL_READ, set_wait_callback
-from psycopg2.extensions import connection as Connection
 
 CHUNK = 1_000  # messages taken from the client's queue at once
 CHUNK_WHILE_BUSY = 200  # the same while PostgreSQL works
+READ_AHEAD_AFTER = 1.0  # seconds of PostgreSQL's work after which to read ahead without a backlog
 FIRST_WAIT = 0.2  # seconds to wait for the first message of a batch
 FILL_TIME = 0.03  # seconds to fill a batch
 FOLDING_CHUNK_WAIT, FOLDING_FILL_TIME = 0.15, 0.4  # seconds to wait for a chunk, and to fill a batch that folds well
@@ -80,6 +79,7 @@ class Intake:
     # Wait for a fuller batch if the last one was large and folded well. A small batch shows nothing: it would keep the
     # next one small.
     expect_folding: bool = False
+    paused: bool = False  # the partitions, until PostgreSQL answers
 
     def take_batch(self) -> tuple[Batch, list[Message]]:
         """Wait for a first message, take what else is there, and return the batch and the events."""
@@ -119,18 +119,23 @@ class Intake:
 
     @contextmanager
     def reading_ahead(self, batch: Batch) -> Iterator[None]:
-        """Fill the next batch while PostgreSQL works at this one, if this one shows that there is a backlog."""
-        if len(batch.messages) >= CHUNK:
-            set_wait_callback(self.read_ahead)
-        try:
-            yield
-        finally:
-            set_wait_callback(None)
+        """Fill the next batch while PostgreSQL works at this one, if this one shows that there is a backlog.
 
-    def read_ahead(self, destination: Connection) -> None:
-        """Read until PostgreSQL answers; a wait callback of psycopg2."""
-        while (state := destination.poll()) != POLL_OK:
-            reading, writing = ([destination], []) if state == POLL_READ else ([], [destination])
-            while not any(select.select(reading, writing, [], 0)[:2]):
-                if self.batch.full() or not self.add(self.consumer.consume(CHUNK_WHILE_BUSY, 0)):
-                    select.select(reading, writing, [], 0.005)
+        Where PostgreSQL takes long, fill it in any case, and then poll: else the group would take our partitions.
+        """
+        begin = time.monotonic() + (0.0 if len(batch.messages) >= CHUNK else READ_AHEAD_AFTER)
+        with waiter.doing(lambda: time.monotonic() >= begin and self.read_ahead()):
+            yield
+        if self.paused:
+            self.consumer.resume(self.consumer.assignment())
+            self.paused = False
+
+    def read_ahead(self) -> bool:
+        """Take what messages there are, if there is room; returns whether there were any."""
+        if not self.batch.full():
+            return self.add(self.consumer.consume(CHUNK_WHILE_BUSY, 0))
+        # Again and again: the group may assign others meanwhile, of which one may give a message before it is paused.
+        self.consumer.pause(self.consumer.assignment())
+        self.paused = True
+        message = self.consumer.poll(0)
+        return message is not None and self.add([message])

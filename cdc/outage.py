@@ -6,11 +6,14 @@ import logging
 import random
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from cdc import cli
 
 log = logging.getLogger(__name__)
+
+SILENCE = 8.0  # seconds that a wait may take without a word
+REPEAT = 60.0  # seconds between two lines about the same wait
 
 
 def outage_key(text: str) -> tuple[str, str]:
@@ -57,3 +60,25 @@ class Outage:
         if self.warning:
             log.info("%s answers again", outage_key(self.warning)[0])
         self.reached, self.warning, self.since, self.delay = True, "", 0.0, 0.1
+
+
+@dataclass
+class LongWait:
+    """Reports a wait that lasts: after SILENCE seconds, then once a minute, and when it is over."""
+
+    started: float = field(default_factory=time.monotonic)
+    due: float = 0.0  # when to report again (time.monotonic)
+    reported: str = ""  # who is waited for
+
+    def check(self, describe: Callable[[], str]) -> None:
+        """Report, if it is time to, what is waited for: "who: what it does"."""
+        now = time.monotonic()
+        if now - self.started < SILENCE or now < self.due:
+            return
+        text = describe()
+        self.reported, self.due = outage_key(text)[0], now + REPEAT
+        log.warning("%s; waiting for %.0f s", text, now - self.started)
+
+    def over(self) -> None:
+        if self.reported:
+            log.info("%s goes on after %.0f s", self.reported, time.monotonic() - self.started)

@@ -9,10 +9,11 @@ from typing import Any
 from cdc import cli
 from cdc.outage import Outage
 from cdc.session import is_pooled, is_shared, set_up
+from cdc.waiting import Session, waiter
 
 import psycopg2
 from psycopg2.extensions import connection as Connection
-from psycopg2.extensions import parse_dsn
+from psycopg2.extensions import parse_dsn, set_wait_callback
 
 CLIENT: dict[str, Any] = {
     "connect_timeout": 5,
@@ -55,7 +56,12 @@ def connect(name: str, url: str, settings: str = "") -> Connection:
     the server does not answer or refuses; another psycopg2.Error when it refuses settings.
     """
     check_url(name, url)
-    connection: Connection = psycopg2.connect(url, **CLIENT)
+    set_wait_callback(None)  # libpq's own connect: it has a time limit, and tries several hosts
+    try:
+        connection: Session = psycopg2.connect(url, **CLIENT, connection_factory=Session)
+    finally:
+        set_wait_callback(waiter)
+    connection.database, connection.url = f"{name} at {address(url)}", url
     connection.autocommit = True
     if is_pooled(connection):
         refuse_if_shared(name, url, connection)

@@ -20,6 +20,7 @@ from cdc.topic import (
     topic_id,
     without_messages,
 )
+from cdc.waiting import waiter
 from cdc.wakeup import Holder, lock_holders, name_strangers
 from config import SCHEMA
 
@@ -29,6 +30,8 @@ from confluent_kafka.admin import AdminClient
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
+
+STATEMENT_WAIT = 3.0  # seconds for a statement that waits, as for a lock; those that work may take longer
 
 COUNT_EMPLOYEES = f"SELECT count(*) FROM {SCHEMA}.employees"
 LOG_HEAD = f"SELECT coalesce(max(cdc_id), 0) FROM {SCHEMA}.emp_cdc"
@@ -64,6 +67,7 @@ def collect(admin: AdminClient) -> dict[str, Any]:
         "destination": destination_status,
     }
     status: dict[str, Any] = {}
+    waiter.limit = STATEMENT_WAIT
     for stage, figures in stages.items():
         try:
             status[stage] = figures()

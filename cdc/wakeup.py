@@ -25,6 +25,7 @@ from dataclasses import dataclass
 
 import config
 from cdc import cli
+from cdc.waiting import describe_session
 from config import SCHEMA
 
 from psycopg2.extensions import connection as Connection
@@ -67,15 +68,7 @@ class Holder:
     is_producer: bool
 
     def __str__(self) -> str:
-        if self.pid is None:
-            return "a prepared transaction (pg_prepared_xacts names it)"
-        user, application = (escape_control(name or "unknown") for name in (self.user, self.application))
-        return f"pid {self.pid}, user {user}, application {application}"
-
-
-def escape_control(name: str) -> str:
-    """Return a name as one line, with the characters escaped that a terminal would act upon."""
-    return repr(name)[1:-1]
+        return describe_session(self.pid, self.user, self.application)
 
 
 def lock_holders(source: Connection) -> list[Holder]:

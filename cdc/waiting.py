@@ -1,0 +1,168 @@
+"""Wait for PostgreSQL: stop when asked to, do something useful meanwhile, and report a wait that lasts.
+
+psycopg2 calls `waiter` for each statement that has no answer yet, once `connect` has set it as the wait callback.
+"""
+
+from __future__ import annotations
+
+import select
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager, suppress
+from dataclasses import dataclass, field
+from math import inf
+from typing import Any
+
+from cdc import cli
+from cdc.outage import LongWait
+from cdc.session import wait
+from cdc.text import escape
+
+import psycopg2
+from psycopg2.extensions import POLL_OK, POLL_READ
+from psycopg2.extensions import connection as Connection
+
+STOP_GRACE = 2.0  # seconds that a statement may still take when a stop is requested
+CANCEL_WAIT = 1.0  # seconds for the server to take our request to cancel
+EXPLAIN_WAIT = 1.0  # seconds for the server to say what we wait for
+CHECK_EVERY = 0.1  # seconds between two looks at the stop flag
+READ_EVERY = 0.005  # the same while there may be something useful to do
+
+# What our session waits for, and who holds it. A role sees the pid, user and application of every session.
+EXPLAIN = """
+SET search_path = pg_catalog, pg_temp;
+SELECT ours.state = 'active', ours.wait_event, blocker.pid, usename, application_name
+FROM (SELECT state, wait_event, pg_blocking_pids(pid) AS blockers FROM pg_stat_activity WHERE pid = %(pid)s) AS ours
+    LEFT JOIN LATERAL unnest(blockers) AS blocker (pid) ON true
+    LEFT JOIN (SELECT pid, usename, application_name FROM pg_stat_activity) AS theirs ON theirs.pid = blocker.pid
+"""
+
+
+class Session(Connection):
+    """A connection that knows which database it leads to."""
+
+    database = ""  # "source at localhost:5433"
+    url = ""
+
+
+@dataclass
+class Waiter:
+    """What happens while PostgreSQL has not answered yet: a wait callback of psycopg2."""
+
+    stop: cli.Stop
+    useful: Callable[[], bool] | None = None  # called meanwhile; returns whether there was anything to do
+    limit: float = inf  # seconds without an answer after which a statement is given up, unless the server works at it
+    give_up: Callable[[str], Any] | None = None  # instead of OperationalError
+
+    @contextmanager
+    def doing(self, useful: Callable[[], bool]) -> Iterator[None]:
+        """Have something useful done while PostgreSQL works."""
+        self.useful = useful
+        try:
+            yield
+        finally:
+            self.useful = None
+
+    def __call__(self, connection: Connection) -> None:
+        wait = Wait(connection, self)
+        while (state := connection.poll()) != POLL_OK:
+            reading, writing = ([connection], []) if state == POLL_READ else ([], [connection])
+            pause = 0.0
+            while not any(select.select(reading, writing, [], pause)[:2]):
+                wait.check()
+                pause = CHECK_EVERY
+                if self.useful is not None:
+                    pause = 0.0 if self.useful() else READ_EVERY
+        wait.long.over()
+
+
+@dataclass
+class Wait:
+    """The wait for one answer."""
+
+    connection: Connection
+    waiter: Waiter
+    long: LongWait = field(default_factory=LongWait)
+    asked: float = 0.0  # when the server was last asked why (time.monotonic)
+
+    def check(self) -> None:
+        """Report a long wait. Raises Stopped when a stop is overdue, OperationalError when the limit is reached."""
+        if self.waiter.stop.overdue(STOP_GRACE):
+            cancel(self.connection)
+            raise cli.Stopped
+        self.long.check(lambda: f"{name(self.connection)}: {explain(self.connection)[0]}")
+        waited = time.monotonic() - self.long.started
+        if waited > self.waiter.limit and time.monotonic() - self.asked > 1.0:
+            self.give_up_if_stuck()
+
+    def give_up_if_stuck(self) -> None:
+        reason, stuck = explain(self.connection)
+        self.asked = time.monotonic()
+        if stuck:
+            cancel(self.connection)
+            text = f"{reason}; gave up after {self.waiter.limit:.0f} s"
+            if self.waiter.give_up is not None:
+                self.waiter.give_up(f"{name(self.connection)}: {text}")
+            raise psycopg2.OperationalError(text)
+
+
+waiter = Waiter(cli.STOP)
+
+
+def name(connection: Connection) -> str:
+    return connection.database if isinstance(connection, Session) else f"database {connection.info.dbname}"
+
+
+def cancel(connection: Connection) -> None:
+    """Have the server end our statement. In a thread: a frozen server would keep libpq waiting."""
+
+    def request() -> None:
+        with suppress(psycopg2.Error):
+            connection.cancel()
+
+    thread = threading.Thread(target=request, daemon=True)
+    thread.start()
+    thread.join(CANCEL_WAIT)
+
+
+def explain(connection: Connection) -> tuple[str, bool]:
+    """Return what a statement waits for, and whether it waits at all: the server may work at it."""
+    try:
+        rows = ask(connection)
+    except psycopg2.Error:
+        rows = None
+    if rows is None:
+        return "does not answer", True
+    if not rows or not rows[0][0]:
+        return "the session is gone, or its answer was lost", True
+    held_by = [describe_session(*row[2:]) for row in rows if row[2] is not None]
+    if held_by:
+        return f"a statement waits for a lock held by {' and '.join(held_by)}", True
+    if rows[0][1] == "SyncRep":
+        return "a commit waits for a standby that does not confirm it (synchronous_standby_names)", True
+    return "still works at a statement", False
+
+
+def ask(connection: Connection) -> list[tuple[Any, ...]] | None:
+    """Return the rows of EXPLAIN; None if the server does not answer in time.
+
+    The connection for it is asynchronous: its waiting does not call the waiter.
+    """
+    url = connection.url if isinstance(connection, Session) else connection.dsn
+    place: dict[str, Any] = {"host": connection.info.host, "port": connection.info.port}  # of several hosts, ours
+    until = time.monotonic() + EXPLAIN_WAIT
+    with closing(psycopg2.connect(url, **place, fallback_application_name="employee-cdc", async_=True)) as second:
+        if not wait(second, until):
+            return None
+        cursor = second.cursor()
+        cursor.execute(EXPLAIN, {"pid": connection.info.backend_pid})
+        return cursor.fetchall() if wait(second, until) else None
+
+
+def describe_session(pid: int | None, user: str | None, application: str | None) -> str:
+    """Return a session in words; a prepared transaction (None or 0) holds locks without one."""
+    if not pid:
+        return "a prepared transaction (pg_prepared_xacts names it)"
+    user, application = (escape(text or "unknown") for text in (user, application))
+    return f"pid {pid}, user {user}, application {application}"
