@@ -191,6 +191,11 @@ $$;
 --
 -- The lock ASLEEP is shared until commit where that is possible: the producer is awake, and before it sleeps it sees
 -- that someone has yet to commit. Where it is not possible, the producer holds it, and sleeps.
+--
+-- NESTED CHANGES. A trigger or a function of the user's that changes employees inside a statement on employees is logged
+-- before that statement, whose rows are then the older ones. So only what still stands is logged. A row version that has
+-- been changed since is left out: its successor is logged by itself. A DELETE is left out if the employee is there again;
+-- to look costs as much as to log, so it is done only after a trigger has changed employees in this transaction.
 CREATE OR REPLACE FUNCTION public.employee_cdc_trigger_func() RETURNS trigger
 LANGUAGE plpgsql SECURITY DEFINER AS $$
 BEGIN
@@ -202,10 +207,27 @@ BEGIN
         PERFORM public.emp_cdc_wake();
     END IF;
     IF NEW.emp_id IS NULL OR NEW.emp_id OPERATOR(pg_catalog.<>) OLD.emp_id THEN  -- a DELETE, or another key
-        INSERT INTO public.emp_cdc (emp_id, first_name, last_name, dob, city, salary, action)
-        VALUES (OLD.emp_id, OLD.first_name, OLD.last_name, OLD.dob, OLD.city, OLD.salary, 'DELETE');
+        IF pg_catalog.current_setting('cdc.nested', true) OPERATOR(pg_catalog.=) 'on' THEN
+            INSERT INTO public.emp_cdc (emp_id, first_name, last_name, dob, city, salary, action)
+            SELECT OLD.emp_id, OLD.first_name, OLD.last_name, OLD.dob, OLD.city, OLD.salary, 'DELETE'
+            WHERE NOT EXISTS (SELECT FROM public.employees WHERE emp_id OPERATOR(pg_catalog.=) OLD.emp_id);
+        ELSE
+            INSERT INTO public.emp_cdc (emp_id, first_name, last_name, dob, city, salary, action)
+            VALUES (OLD.emp_id, OLD.first_name, OLD.last_name, OLD.dob, OLD.city, OLD.salary, 'DELETE');
+        END IF;
     END IF;
     IF NEW.emp_id IS NOT NULL THEN
+        IF pg_catalog.pg_trigger_depth() OPERATOR(pg_catalog.>) 1 THEN
+            PERFORM pg_catalog.set_config('cdc.nested', 'on', true);
+        END IF;
+        IF NEW.xmax OPERATOR(pg_catalog.<>) '0'::pg_catalog.xid THEN  -- changed since, or only locked
+            INSERT INTO public.emp_cdc (emp_id, first_name, last_name, dob, city, salary, action)
+            SELECT NEW.emp_id, NEW.first_name, NEW.last_name, NEW.dob, NEW.city, NEW.salary, TG_OP
+            FROM public.employees WHERE ctid OPERATOR(pg_catalog.=) NEW.ctid;
+            IF FOUND OR NOT pg_catalog.row_security_active('public.employees'::pg_catalog.regclass) THEN
+                RETURN NULL;
+            END IF;
+        END IF;
         INSERT INTO public.emp_cdc (emp_id, first_name, last_name, dob, city, salary, action)
         VALUES (NEW.emp_id, NEW.first_name, NEW.last_name, NEW.dob, NEW.city, NEW.salary, TG_OP);
     END IF;
