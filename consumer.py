@@ -11,13 +11,12 @@ from __future__ import annotations
 import gc
 import logging
 import time
-from dataclasses import dataclass, field
 
 import config
 from cdc import cli
 from cdc.dead_letters import DeadLetters
 from cdc.destination import Destination, Part
-from cdc.intake import Batch, Intake
+from cdc.intake import Drain, Intake
 from cdc.kafka import NO_RIGHT, Brokers, make_client
 from cdc.message import describe
 from cdc.offsets import Offsets, read_from_first
@@ -50,28 +49,6 @@ KAFKA_SETTINGS = {
 
 class Fenced(Exception):
     """Kafka gave our place to another consumer with the same KAFKA_GROUP_INSTANCE_ID."""
-
-
-@dataclass
-class Drain:
-    """Which partitions are read to their end, for --once."""
-
-    once: bool
-    drained: set[int] = field(default_factory=set)
-    progress: float = field(default_factory=time.monotonic)
-
-    def unfinished(self, batch: Batch) -> None:
-        """There is more in these partitions. An end of theirs that came after these messages is yet to be handled."""
-        if self.drained:
-            self.drained -= {message.partition() or 0 for message in batch.messages}
-
-    def done(self, consumer: Consumer) -> bool:
-        """Whether all assigned partitions are read to their end. Exits without progress for GIVE_UP seconds."""
-        if not self.once:
-            return False
-        if time.monotonic() - self.progress > GIVE_UP:
-            cli.fail(f"topic {config.KAFKA_TOPIC} was not read to its end; gave up after {GIVE_UP:.0f} s")
-        return self.drained >= {partition.partition for partition in consumer.assignment()} != set()
 
 
 def run_once(
@@ -141,7 +118,7 @@ def session(destination: Destination, brokers: Brokers, report: Report, stop: cl
     offsets = Offsets(brokers, Outage(stop))
     callbacks = {"on_commit": offsets.on_commit, "enable.partition.eof": once}
     consumer = make_client(Consumer, {**KAFKA_SETTINGS, **callbacks}, brokers)
-    intake, drain = Intake(consumer), Drain(once)
+    intake, drain = Intake(consumer), Drain(once, GIVE_UP)
     try:
         consumer.subscribe([config.KAFKA_TOPIC], on_assign=offsets.on_assign, on_revoke=offsets.on_revoke)
         destination.connect_early()

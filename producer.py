@@ -15,8 +15,8 @@ from contextlib import closing
 from dataclasses import dataclass, field
 
 import config
-from cdc import capture, cli, wakeup
-from cdc.emp_cdc import Pruner, count_unpublished, late_pages, prepare, read_page
+from cdc import cli, wakeup
+from cdc.emp_cdc import count_unpublished, late_pages, prepare, read_page
 from cdc.history import History
 from cdc.kafka import NO_BROKER, Brokers, advise, make_client
 from cdc.message import Change, describe, to_json
@@ -26,6 +26,7 @@ from cdc.postgres import WrongSetting, connect, wait_for_database
 from cdc.progress import Report
 from cdc.publisher import KAFKA_SETTINGS, PAGE, NotPublished, publish
 from cdc.topic import Tail
+from cdc.upkeep import Upkeep
 
 import psycopg2
 from confluent_kafka import KafkaException, Producer
@@ -34,8 +35,6 @@ from psycopg2.extensions import connection as Connection
 log = logging.getLogger("producer")
 
 GIVE_UP = 60.0  # seconds after which --once gives up
-PRUNE_PAUSE = 0.1  # seconds between two batches of pruning
-UPKEEP = 10.0  # seconds between two looks for something to prune, while there is nothing; and at the log's history
 
 
 @dataclass(frozen=True)
@@ -82,16 +81,14 @@ def stream(
     source: Connection,
     producer: Producer,
     position: Position,
-    history: History,
+    upkeep: Upkeep,
     brokers: Brokers,
     stop: cli.Stop,
     once: bool,
 ) -> None:
     """Publish until a stop is requested, or with once until the log is drained."""
     report, rest = Report(log, "published"), wakeup.Rest(source, stop)
-    watch, upkeep = capture.Watch(source), Upkeep(source, history)
     while not stop.requested:
-        watch.check()
         started = time.monotonic()
         published = run_once(source, producer, position, stop)
         position, took = published.position, time.monotonic() - started
@@ -102,31 +99,8 @@ def stream(
         elif once:
             break
         report.idle()
-        rest.after(published.count, published.count >= PAGE, took, min(upkeep.due, upkeep.prune_due))
+        rest.after(published.count, published.count >= PAGE, took, upkeep.due)
     report.end()
-
-
-@dataclass
-class Upkeep:
-    """Prunes the log, and watches its history."""
-
-    source: Connection
-    history: History
-    due: float = 0.0  # when to do so again (time.monotonic)
-    prune_due: float = 0.0
-
-    def __post_init__(self) -> None:
-        self.pruner = Pruner(self.source)
-
-    def run_if_due(self, position: Position, full: bool) -> Position:
-        """Return where to go on. full: more is waiting to be published, so pruning can wait."""
-        now = time.monotonic()
-        if now >= self.due:
-            position = self.history.check_running(position)
-            self.due = time.monotonic() + UPKEEP
-        if now >= self.prune_due and not full:
-            self.prune_due = time.monotonic() + (PRUNE_PAUSE if self.pruner.prune(position) else UPKEEP)
-        return position
 
 
 def log_published(report: Report, source: Connection, published: Published, started: float) -> None:
@@ -155,7 +129,7 @@ def session(brokers: Brokers, outage: Outage, stop: cli.Stop, once: bool) -> Non
         outage.over()
         brokers.mark_up()
         log.info("publishing from log offset %s to topic %s", f"{position.last_offset:,}", config.KAFKA_TOPIC)
-        stream(source, producer, position, history, brokers, stop, once)
+        stream(source, producer, position, Upkeep(source, history), brokers, stop, once)
 
 
 @cli.script

@@ -6,6 +6,7 @@ In the order in which a change meets them:
     emp_cdc       read the log without losing a row; prune it
     position      how far the producer has come: load, save, rebase
     history       is the log that we read the one that we published from?
+    upkeep        watch the capture and the history, prune the log
     wakeup        the advisory locks: one active producer; sleep without missing a change
     message       a change as a Kafka message
     publisher     hand a page to Kafka and wait until all of it is acknowledged

@@ -5,6 +5,7 @@ from __future__ import annotations
 from contextlib import closing
 
 import consumer
+from cdc.intake import Drain
 from cdc.kafka import Brokers, make_client
 from harness.consuming import change, consuming, wait_until_read
 from harness.destination import ids, let_in, shut_out, wait_for_rows
@@ -141,7 +142,7 @@ def test_an_offset_event_of_a_partition_given_up_meanwhile_is_left_alone(shared:
         if given_up:
             reader.incremental_unassign([TopicPartition(shared.topic, number) for number in given_up])
         for event in events:
-            consumer.handle(event, reader, consumer.Drain(once=False), Brokers())
+            consumer.handle(event, reader, Drain(once=False, give_up_after=60), Brokers())
         kept = {0, 1, 2} - set(given_up)
         assert {part.partition for part in reader.assignment()} == kept
         read: set[int | None] = set()

@@ -140,7 +140,7 @@ def test_log_rows_of_another_server_are_published_once(pipeline: Pipeline) -> No
 
 
 def test_log_rows_of_another_server_that_come_while_the_producer_runs_end(pipeline: Pipeline) -> None:
-    script = pipeline.start(pipeline.sabotaged("import producer", "producer.UPKEEP = 0.2"))
+    script = pipeline.start(pipeline.sabotaged("import producer", "from cdc import upkeep", "upkeep.EVERY = 0.2"))
     script.wait_for("publishing from")
     query(pipeline.source(), f"SELECT setval('emp_cdc_cdc_id_seq', 3); {OTHER_SERVERS}")
     script.wait_for("THE LOG HOLDS ROWS OF ANOTHER SERVER")
@@ -155,7 +155,9 @@ def test_a_second_log_in_the_topic_is_noticed_while_the_producer_runs(
 ) -> None:
     """As of a clone of the source's disk with a producer of its own."""
     script = pipeline.start(
-        pipeline.sabotaged("import producer", "from cdc import history", "history.TOPIC_EVERY = producer.UPKEEP = 0.2")
+        pipeline.sabotaged(
+            "import producer", "from cdc import history, upkeep", "history.TOPIC_EVERY = upkeep.EVERY = 0.2"
+        )
     )
     script.wait_for("publishing from")
     pipeline.send(CDCRecord(offset, 1, city="Bern", action="UPDATE").to_json())
@@ -235,7 +237,9 @@ def test_a_killed_producer_is_no_other_history(pipeline: Pipeline, source: Conne
 
 def test_a_producer_that_runs_under_load_sees_no_other_log(pipeline: Pipeline, source: Connection) -> None:
     script = pipeline.start(
-        pipeline.sabotaged("import producer", "from cdc import history", "history.TOPIC_EVERY = producer.UPKEEP = 0.1")
+        pipeline.sabotaged(
+            "import producer", "from cdc import history, upkeep", "history.TOPIC_EVERY = upkeep.EVERY = 0.1"
+        )
     )
     script.wait_for("publishing from")
     others = [pipeline.source() for _ in range(3)]

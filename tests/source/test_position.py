@@ -143,7 +143,7 @@ def test_a_log_truncated_while_the_producer_runs_is_noticed(pipeline: Pipeline) 
     source = pipeline.source()
     for _ in range(3):
         query(source, INSERT)
-    script = pipeline.start(pipeline.sabotaged("import producer", "producer.UPKEEP = 0.2"))
+    script = pipeline.start(pipeline.sabotaged("import producer", "from cdc import upkeep", "upkeep.EVERY = 0.2"))
     script.wait_for("publishing from")
     wait_until_published(source, 20)
     query(source, "TRUNCATE emp_cdc RESTART IDENTITY")

@@ -15,6 +15,7 @@ from cdc.history import History
 from cdc.kafka import Brokers
 from cdc.publisher import PAGE
 from cdc.topic import Tail
+from cdc.upkeep import Upkeep
 from harness.database import ALWAYS_NOTIFY, query
 from harness.log_reader import INSERT, LOG_HEAD, Reader
 from harness.pipeline import Pipeline
@@ -29,10 +30,10 @@ from psycopg2.extensions import connection as Connection
 def streaming(reader: Reader) -> Iterator[Future[None]]:
     """producer.stream beside the test, stopped at the end; what it raised, the test raises."""
     stop, brokers = cli.Stop(), Brokers()
-    history = History(reader.source, Tail(brokers), stop)
+    upkeep = Upkeep(reader.source, History(reader.source, Tail(brokers), stop))
     with ThreadPoolExecutor(1) as pool:
         stream = pool.submit(
-            producer.stream, reader.source, reader.client, reader.position, history, brokers, stop, once=False
+            producer.stream, reader.source, reader.client, reader.position, upkeep, brokers, stop, once=False
         )
         try:
             yield stream

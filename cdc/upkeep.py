@@ -1,0 +1,45 @@
+"""What the producer does beside publishing: watch the capture and the log's history, prune the log."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+
+from cdc import capture
+from cdc.emp_cdc import Pruner
+from cdc.history import History
+from cdc.position import Position
+
+from psycopg2.extensions import connection as Connection
+
+PRUNE_PAUSE = 0.1  # seconds between two batches of pruning
+EVERY = 10.0  # seconds between two looks for something to prune, while there is nothing; and at the log's history
+
+
+@dataclass
+class Upkeep:
+    """Runs each part when it is due."""
+
+    source: Connection
+    history: History
+    history_due: float = 0.0  # time.monotonic
+    prune_due: float = 0.0
+
+    def __post_init__(self) -> None:
+        self.pruner, self.watch = Pruner(self.source), capture.Watch(self.source)
+
+    @property
+    def due(self) -> float:
+        """When to come back (time.monotonic)."""
+        return min(self.history_due, self.prune_due)
+
+    def run_if_due(self, position: Position, full: bool) -> Position:
+        """Return where to go on. full: more is waiting to be published, so pruning can wait."""
+        self.watch.check()
+        now = time.monotonic()
+        if now >= self.history_due:
+            position = self.history.check_running(position)
+            self.history_due = time.monotonic() + EVERY
+        if now >= self.prune_due and not full:
+            self.prune_due = time.monotonic() + (PRUNE_PAUSE if self.pruner.prune(position) else EVERY)
+        return position
