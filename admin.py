@@ -32,6 +32,7 @@ from cdc.topic import (
     partition_numbers,
     set_offsets,
     topic_id,
+    trusted_offsets,
 )
 
 from confluent_kafka import KafkaError, KafkaException
@@ -145,13 +146,8 @@ def rewind(admin: AdminClient, since: int | None) -> None:
     identity = topic_id(admin)
     bounds = offset_bounds(admin, config.KAFKA_TOPIC, numbers)
     found = offsets_at(admin, config.KAFKA_TOPIC, numbers, spec)  # -1: no message since then
-    committed = committed_offsets(admin, numbers)
-    # An offset that is missing or not ours is left alone: consumer.py reads from the first message then.
-    ours = {
-        number: part.offset
-        for number, part in committed.items()
-        if part.metadata == identity and part.offset <= bounds[number][1]
-    }
+    # Elsewhere the consumer reads from the first message in any case.
+    ours = trusted_offsets(committed_offsets(admin, numbers), bounds, identity)
     starts = {number: found[number] for number, offset in ours.items() if 0 <= found[number] < offset}
     if starts:
         set_offsets(admin, starts, identity)

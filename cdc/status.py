@@ -18,6 +18,7 @@ from cdc.topic import (
     offset_bounds,
     partition_numbers,
     topic_id,
+    trusted_offsets,
     without_messages,
 )
 from cdc.waiting import waiter
@@ -135,11 +136,8 @@ def topic_status(admin: AdminClient) -> dict[str, Any]:
     bounds = offset_bounds(admin, config.KAFKA_TOPIC, numbers)
     committed, identity = committed_offsets(admin, numbers), topic_id(admin)
     foreign = [number for number, part in committed.items() if part.metadata != identity]
-    # consumer.py reads from the first message where the group's offset is not its own
-    reads_on = {
-        number: first if number in foreign or number not in committed else max(committed[number].offset, first)
-        for number, (first, _) in bounds.items()
-    }
+    trusted = trusted_offsets(committed, bounds, identity)
+    reads_on = {number: max(trusted.get(number, first), first) for number, (first, _) in bounds.items()}
     lags = {number: bounds[number][1] - start for number, start in reads_on.items()}
     if unread := {number: reads_on[number] for number, lag in lags.items() if lag}:
         lags |= dict.fromkeys(without_messages(Brokers(), unread), 0)

@@ -87,6 +87,20 @@ def committed_offsets(admin: AdminClient, partitions: list[int]) -> dict[int, To
     return {partition.partition: partition for partition in committed if partition.offset >= 0}
 
 
+def trusted_offsets(
+    committed: dict[int, TopicPartition], bounds: dict[int, tuple[int, int]], identity: str
+) -> dict[int, int]:
+    """Return the offsets from which consumer.py goes on, by partition.
+
+    Where it is missing, not of this topic, another program's or beyond the end, it reads from the first message.
+    """
+    return {
+        number: partition.offset
+        for number, partition in committed.items()
+        if partition.metadata == identity and partition.offset <= bounds[number][1]
+    }
+
+
 def set_offsets(admin: AdminClient, offsets: dict[int, int], identity: str) -> None:
     """Set the group's offsets, by partition, with the topic's id: consumer.py takes no others for its own."""
     partitions = [TopicPartition(config.KAFKA_TOPIC, number, offset, identity) for number, offset in offsets.items()]
