@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import logging
 from typing import Any
 
 import config
 from cdc import cli
+from cdc.dead_letters import produce_all
 from cdc.kafka import advise, flush
 from cdc.message import Change, to_json
 
 from confluent_kafka import KafkaError, Producer
+
+log = logging.getLogger(__name__)
 
 PAGE = 10_000  # changes that are read, published and acknowledged together
 
@@ -25,18 +29,71 @@ KAFKA_SETTINGS = {
 }
 
 
+# The broker's verdicts on a batch of messages. They stay the same however often it is sent.
+VERDICTS = (
+    KafkaError.MSG_SIZE_TOO_LARGE,  # of the compressed batch, against the topic's max.message.bytes
+    KafkaError.INVALID_RECORD,  # a message without a key, in a compacted topic
+    KafkaError.INVALID_MSG,
+    KafkaError.INVALID_TIMESTAMP,
+    KafkaError.POLICY_VIOLATION,
+)
+
+
 class NotPublished(Exception):
-    """Kafka refused some of a page for good; the position stays before the page."""
+    """Kafka does not take some of a page now; the position stays before the page."""
+
+
+class Refused(Exception):
+    """The broker refuses some of the messages for good."""
 
 
 def publish(producer: Producer, page: list[Change], stop: cli.Stop) -> None:
     """Hand a page to Kafka and wait until all of it is acknowledged.
 
-    Raises NotPublished if Kafka refuses a message for good, Stopped if a stop is requested while Kafka is down.
+    A part that the broker refuses for good is halved until it fits, or a change stands alone: that one is set aside.
+    What was already taken of the part is sent again, so that an employee's last change stays the last in the topic.
+    Raises NotPublished, or Stopped if a stop is requested while Kafka is down.
     """
+    start, size = 0, len(page)
+    while start < len(page):
+        part = page[start : start + size]
+        try:
+            send(producer, part, stop)
+        except Refused as refusal:
+            if len(part) > 1:
+                size = len(part) // 2
+                continue
+            set_aside(producer, part[0], str(refusal), stop)
+            size = len(page)
+        start += len(part)
+
+
+def set_aside(producer: Producer, change: Change, reason: str, stop: cli.Stop) -> None:
+    """Send a change that the broker refuses alone to the dead letters. If they refuse it too, only log it."""
+    headers = {"topic": config.KAFKA_TOPIC, "log offset": str(change.cdc_id), "error": reason}
+    letter = {**to_message(change), "headers": {name: value.encode() for name, value in headers.items()}}
+    failures = produce_all(producer, config.DEAD_LETTER_TOPIC, [letter], stop)
+    if failures and failures[0][1].code() not in VERDICTS:
+        topic, error = config.DEAD_LETTER_TOPIC, failures[0][1]
+        raise NotPublished(f"{topic}: {error.str()}{advise(error, f'WRITE on topic {topic}')}")
+    outcome = f"refused there too, so it is in the log only: {failures[0][1].str()}" if failures else reason
+    log.error("%s %s, log offset %s → dead letter: %s", change.action, name(change), change.cdc_id, outcome)
+
+
+def name(change: Change) -> str:
+    return "without employee" if change.emp_id is None else f"employee {change.emp_id}"
+
+
+def to_message(change: Change) -> dict[str, Any]:
+    # only what was put into the log by hand can be without emp_id
+    return {"key": None if change.emp_id is None else str(change.emp_id), "value": to_json(change)}
+
+
+def send(producer: Producer, changes: list[Change], stop: cli.Stop) -> None:
+    """Send changes and wait for all acknowledgements. Raises Refused, NotPublished, Stopped."""
     failures: list[KafkaError] = []
     waiting: list[dict[str, Any]] = [  # only what was put into the log by hand can be without emp_id
-        {"key": None if change.emp_id is None else str(change.emp_id), "value": to_json(change)} for change in page
+        {"key": None if change.emp_id is None else str(change.emp_id), "value": to_json(change)} for change in changes
     ]
     while waiting and not failures:
         producer.produce_batch(config.KAFKA_TOPIC, waiting, on_delivery=lambda error, _: collect(error, failures))
@@ -50,6 +107,9 @@ def publish(producer: Producer, page: list[Change], stop: cli.Stop) -> None:
             producer.poll(0.1)
             cli.raise_if_requested(stop)
     flush(producer, stop)
+    verdicts = [error for error in failures if error.code() in VERDICTS]
+    if verdicts:
+        raise Refused(verdicts[0].str())
     if failures:
         raise NotPublished(failures[0].str() + advise(failures[0], f"WRITE on topic {config.KAFKA_TOPIC}"))
 
