@@ -59,6 +59,8 @@ def run_once(
     drain.unfinished(batch)
     for event in events:
         handle(event, consumer, drain, offsets.brokers)
+    if offsets.brokers.wrong_setting:
+        raise WrongSetting(offsets.brokers.wrong_setting)
     if offsets.brokers.fatal:
         raise Fenced(offsets.brokers.fatal)
     if batch.messages:

@@ -149,6 +149,8 @@ def main() -> None:
             wait_for_database(outage, "source", config.SOURCE_DATABASE_URL, error)
         except KafkaException as error:
             reason = error.args[0]
+            if brokers.wrong_setting:
+                cli.fail(brokers.wrong_setting, cli.WRONG_USE)
             if reason.code() in NO_BROKER:
                 brokers.mark_down()
             advice = advise(reason, f"READ and WRITE on topic {config.KAFKA_TOPIC}")

@@ -25,6 +25,9 @@ BROKER_GRACE = 5.0  # seconds after their return in which brokers may not know a
 TOPIC_REFUSED, GROUP_REFUSED = KafkaError.TOPIC_AUTHORIZATION_FAILED, KafkaError.GROUP_AUTHORIZATION_FAILED
 NO_RIGHT = (TOPIC_REFUSED, GROUP_REFUSED, KafkaError.CLUSTER_AUTHORIZATION_FAILED)
 
+COMPLAINT_GRACE = 2.0  # seconds after which a refused login is taken for a wrong setting
+
+TIMES = re.compile(r" ?\(after \d+ms.*?\)|\d+ identical.*")
 UNKNOWN_SETTING = re.compile(r'No such configuration property: "(.*)"')
 NOT_TEXT = ("logger", "default.topic.config", "opaque", "interceptors")  # settings that only a program can give
 
@@ -35,6 +38,10 @@ class Brokers:
 
     down: bool = False
     warned: bool = False
+    answered: bool = False  # whether they have ever answered
+    complaint: str = ""  # the first refusal of our login or encryption by brokers that have never answered
+    complained: float = 0.0  # when (time.monotonic)
+    wrong_setting: str = ""  # such a refusal that stays
     fatal: str = ""  # the error after which the client is of no more use
     up_since: float = float("-inf")  # when they came back (time.monotonic)
     bootstrap: str = field(default_factory=lambda: config.KAFKA["bootstrap.servers"])
@@ -45,12 +52,24 @@ class Brokers:
             self.mark_down()
         elif error.fatal() or error.code() == KafkaError._FATAL:
             self.fatal = error.str()
-        elif error.code() in (KafkaError._AUTHENTICATION, KafkaError._SSL, KafkaError._RESOLVE):
+        elif settings := suspicious_settings(error):
+            self.complain(error.str(), settings)
+        elif error.code() == KafkaError._RESOLVE:
             self.warn_once(error.str())
         elif error.code() in NO_RIGHT:
             self.warn_no_right(error)
         else:
             log.debug("Kafka: %s", error.str())
+
+    def complain(self, text: str, settings: str) -> None:
+        """Note that our login, or our encryption, is refused. Some brokers do so for a moment while they start."""
+        text = f"{TIMES.sub('', text)}; check {settings}"
+        if self.answered:
+            self.warn_once(text)
+        elif not self.complaint:
+            self.complaint, self.complained = text, time.monotonic()
+        elif time.monotonic() - self.complained > COMPLAINT_GRACE:
+            self.wrong_setting = f"Kafka: {self.complaint}"
 
     def warn_no_right(self, error: KafkaError) -> None:
         """Warn that the consumer may not read. The client tries again by itself."""
@@ -60,7 +79,7 @@ class Brokers:
 
     def warn_once(self, text: str) -> None:
         """Log what the client says, each text once: it repeats some of them many times a second."""
-        essence = re.sub(r"\(after \d+ms.*?\)|\d+ identical.*", "", text)
+        essence = TIMES.sub("", text)
         if essence not in self.logged:
             self.logged.add(essence)
             log.warning("Kafka: %s", text)
@@ -72,11 +91,12 @@ class Brokers:
         self.down = True
 
     def warn(self) -> None:
-        if not self.warned:
+        if not self.warned and not self.complaint:
             self.warned = True
             log.warning("Kafka at %s does not answer; waiting", self.bootstrap)
 
     def mark_up(self) -> None:
+        self.answered, self.complaint = True, ""
         if self.warned:
             log.info("Kafka at %s answers again", self.bootstrap)
         if self.down:
@@ -95,6 +115,15 @@ class Brokers:
             self.warn()
         else:
             self.mark_up()
+
+
+def suspicious_settings(error: KafkaError) -> str:
+    """Return which settings may be the reason that brokers refuse our login or encryption, if they do."""
+    if error.code() == KafkaError._AUTHENTICATION:
+        return "KAFKA_SASL_MECHANISM, KAFKA_SASL_USERNAME and KAFKA_SASL_PASSWORD"
+    if error.code() == KafkaError._SSL or "SSL handshake failed" in error.str():
+        return "KAFKA_SECURITY_PROTOCOL and KAFKA_SSL_…"
+    return ""
 
 
 def advise(error: KafkaError, right: str) -> str:

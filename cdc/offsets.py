@@ -63,6 +63,7 @@ class Offsets:
     # Called by the Kafka client, in poll()
 
     def on_assign(self, consumer: Consumer, partitions: list[TopicPartition]) -> None:
+        self.brokers.answered = True
         log.info("partitions assigned: %s", numbers(consumer.assignment() + partitions))
         self.answer, self.checked = None, 0.0  # it may be older than what another consumer has committed
         if self.leaving:  # close() still takes what the group gives; a question then would wait for its time-out

@@ -39,6 +39,11 @@ WRONG_LOGIN = (
     "invalid integer value",
     "invalid sslmode value",
     "invalid connection option",
+    "definition of service",
+    "service file",
+    "server does not support SSL",
+    "certificate",  # unknown CA, another host's name, a file that cannot be read
+    "private key file",
 )
 SET_UP_MISSING = ("42P01", "42703", "42883")  # undefined table, column, function
 INSUFFICIENT_PRIVILEGE, HIDDEN_ROWS = "42501", "row-level security"
@@ -168,7 +173,7 @@ def explain(name: str, url: str, error: psycopg2.Error) -> str:
         advice = "; rows are hidden from this role: give it BYPASSRLS"
     elif error.pgcode == INSUFFICIENT_PRIVILEGE and "parameter" in str(error):
         advice = "; take it back where it is set for the role, the database or the server"
-    elif is_wrong_login(error):
+    elif is_wrong_login(error) or (error.pgcode is None and "could not translate host name" in str(error)):
         advice = f"; check {name.upper()}_DATABASE_URL"
     return f"{name} at {address(url)}: {first_line(error)}{advice}"
 

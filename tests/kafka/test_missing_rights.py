@@ -1,4 +1,4 @@
-"""A right that Kafka's ACLs withhold: one line that names it and who needs it, and on by itself once it is granted."""
+"""What Kafka withholds: a right, named in one line and waited for; or the login, which is a wrong setting."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import config
+from cdc.kafka import Brokers
 from harness.consuming import change, wait_until_read
 from harness.database import query
 from harness.kafka import client_settings
@@ -19,6 +20,7 @@ from stack import servers
 from stack.servers import Server
 
 import pytest
+from confluent_kafka import KafkaError
 from confluent_kafka.admin import (  # type: ignore[attr-defined]
     AclBinding,
     AclBindingFilter,
@@ -201,3 +203,37 @@ def test_a_replay_that_may_not_write_ends_with_one_line(doors: Guarded) -> None:
     assert f"User:admin needs the right WRITE on topic {doors.pipeline.topic}" in result.stderr
     assert len(result.stderr.splitlines()) == 1
     assert len(doors.pipeline.dead_letters()) == 2
+
+
+WRONG_LOGINS = {
+    "a wrong password": ({"KAFKA_SASL_PASSWORD": "wrong"}, "KAFKA_SASL_PASSWORD"),
+    "a mechanism that the broker does not have": ({"KAFKA_SASL_MECHANISM": "SCRAM-SHA-256"}, "KAFKA_SASL_MECHANISM"),
+    "TLS where there is none": ({"KAFKA_SECURITY_PROTOCOL": "SASL_SSL"}, "KAFKA_SECURITY_PROTOCOL"),
+}
+
+
+@pytest.mark.parametrize("script", ["producer.py", "consumer.py"])
+@pytest.mark.parametrize("what", WRONG_LOGINS)
+def test_a_login_that_kafka_refuses_ends_with_a_line_that_names_the_setting(
+    doors: Guarded, script: str, what: str
+) -> None:
+    wrong, named = WRONG_LOGINS[what]
+    environment: dict[str, Any] = {**doors.login("admin"), **wrong}
+    result = doors.pipeline.run(script, seconds=40, **environment)
+    assert result.returncode == 2, result.stdout + result.stderr
+    assert f"check {named}" in result.stderr or f", {named}" in result.stderr or f"and {named}" in result.stderr
+    assert len(result.stderr.splitlines()) == 1
+    assert len(result.stdout.splitlines()) <= 2, result.stdout
+
+
+def test_a_login_that_kafka_refuses_later_is_waited_for() -> None:
+    """As while passwords are changed, or a broker starts."""
+    brokers = Brokers()
+    refused = KafkaError(KafkaError._AUTHENTICATION, "Authentication failed (after 301ms in state AUTH_REQ)")
+    brokers.on_error(refused)
+    brokers.mark_up()
+    for _ in range(20):
+        brokers.complained = float("-inf")
+        brokers.on_error(refused)
+    assert not brokers.wrong_setting
+    assert len(brokers.logged) == 1
