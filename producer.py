@@ -44,6 +44,7 @@ class Published:
     position: Position
     count: int = 0  # 0 when the log is drained
     changes: list[Change] = field(default_factory=list)
+    aside: int = 0  # how many of them the broker has refused for good
 
 
 def run_once(
@@ -55,10 +56,14 @@ def run_once(
         return Published(Position(position.last_offset, page.snapshot))
     if page.too_many_late:
         return publish_late(source, producer, position, stop, page_size)
-    publish(producer, page.changes, stop)
+    aside = publish(producer, page.changes, stop)
     # A crash here publishes the page again; the consumer's gate drops what it has already applied.
     after = Position(max(position.last_offset, page.changes[-1].cdc_id), page.snapshot)
-    return Published(save(source, position, after), len(page.changes), page.changes)
+    return Published(save(source, position, after), len(page.changes), without(page.changes, aside), len(aside))
+
+
+def without(changes: list[Change], aside: list[Change]) -> list[Change]:
+    return [change for change in changes if change not in aside] if aside else changes
 
 
 def publish_late(
@@ -69,12 +74,13 @@ def publish_late(
     Nothing beyond the offset is published meanwhile: it may hold newer changes of the same employees. A crash before
     the end publishes the late rows again.
     """
-    count, snapshot, changes = 0, position.snapshot, list[Change]()
+    count, snapshot, changes, refused = 0, position.snapshot, list[Change](), 0
     for page in late_pages(source, position, page_size):
-        publish(producer, page.changes, stop)
+        aside = publish(producer, page.changes, stop)
         cli.raise_if_requested(stop)
-        count, snapshot, changes = count + len(page.changes), page.snapshot, page.changes
-    return Published(save(source, position, Position(position.last_offset, snapshot)), count, changes)
+        count, snapshot, changes = count + len(page.changes), page.snapshot, without(page.changes, aside)
+        refused += len(aside)
+    return Published(save(source, position, Position(position.last_offset, snapshot)), count, changes, refused)
 
 
 def stream(
@@ -108,9 +114,11 @@ def log_published(report: Report, source: Connection, published: Published, star
         described = (describe(to_json(change)) for change in published.changes)
         return [f"{name} → published, log offset {offset}" for name, offset in described]
 
+    if not published.changes:
+        return
     full = published.count >= PAGE
     count_left = (lambda: count_unpublished(source, published.position)) if full else None
-    report.batch(published.count, published.changes[-1].cdc_id, started, describe_changes, count_left)
+    report.batch(published.count - published.aside, published.changes[-1].cdc_id, started, describe_changes, count_left)
 
 
 def session(brokers: Brokers, outage: Outage, stop: cli.Stop, once: bool) -> None:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import config
 from cdc.message import Change
@@ -21,6 +22,7 @@ from employee import CDC_COLUMNS
 
 import psycopg2
 from psycopg2.extensions import connection as Connection
+from psycopg2.extensions import encodings, new_type, register_type
 
 log = logging.getLogger(__name__)
 
@@ -69,6 +71,8 @@ FROM (SELECT {COLUMNS} {LATE}) AS change ORDER BY cdc_id
 LATE_PAGE = "FETCH FORWARD %(page_size)s FROM late"
 
 COUNT_UNPUBLISHED = f"SELECT coalesce(max(cdc_id), 0) - %(last_offset)s FROM {SCHEMA}.emp_cdc"
+TEXT, VARCHAR = 25, 1043  # PostgreSQL's numbers of the types
+RAW = ("SQL_ASCII", "LATIN", "ISO_8859_", "KOI8", "WIN")  # encodings that may hold bytes that are no character
 CHECK_RETENTION = "SELECT now() - %(retention)s::interval"
 PRUNE = f"""
 WITH oldest AS (
@@ -107,6 +111,27 @@ def prepare(source: Connection) -> None:
                 f"RETENTION is {config.RETENTION!r}: give a PostgreSQL interval, such as '7 days'"
             ) from None
     run_settings("source", config.SOURCE_DATABASE_URL, source, SESSION)
+    read_raw(source)
+
+
+def read_raw(source: Connection) -> None:
+    """Let PostgreSQL send the log's texts as it has stored them, where it may have stored bytes that are no text.
+
+    PostgreSQL would refuse the whole page for one such byte. Here it becomes a lone surrogate, which no message can
+    hold: publish() sets that change aside. UTF8 is checked when it is stored; the encodings of several bytes are left
+    to PostgreSQL, because Python does not convert all of them alike.
+    """
+    encoding = source.info.parameter_status("server_encoding") or ""
+    if not encoding.startswith(RAW):
+        return
+    codec = "utf_8" if encoding == "SQL_ASCII" else encodings[encoding]
+    encodings["SQLASCII"] = "latin_1"  # psycopg2's: each byte becomes a character
+    source.set_client_encoding("SQL_ASCII")
+
+    def decode(text: Any, _cursor: Any) -> str | None:
+        return None if text is None else text.encode("latin_1").decode(codec, "surrogateescape")
+
+    register_type(new_type((TEXT, VARCHAR), "TEXT_OF_THE_LOG", decode), source)
 
 
 def read_page(source: Connection, position: Position, page_size: int) -> Page:

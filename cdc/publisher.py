@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 from typing import Any
 
@@ -10,6 +11,7 @@ from cdc import cli
 from cdc.dead_letters import produce_all
 from cdc.kafka import advise, flush
 from cdc.message import Change, to_json
+from employee import CDC_COLUMNS
 
 from confluent_kafka import KafkaError, Producer
 
@@ -47,14 +49,14 @@ class Refused(Exception):
     """The broker refuses some of the messages for good."""
 
 
-def publish(producer: Producer, page: list[Change], stop: cli.Stop) -> None:
+def publish(producer: Producer, page: list[Change], stop: cli.Stop) -> list[Change]:
     """Hand a page to Kafka and wait until all of it is acknowledged.
 
     A part that the broker refuses for good is halved until it fits, or a change stands alone: that one is set aside.
     What was already taken of the part is sent again, so that an employee's last change stays the last in the topic.
-    Raises NotPublished, or Stopped if a stop is requested while Kafka is down.
+    Returns what was set aside. Raises NotPublished, or Stopped if a stop is requested while Kafka is down.
     """
-    start, size = 0, len(page)
+    start, size, aside = 0, len(page), list[Change]()
     while start < len(page):
         part = page[start : start + size]
         try:
@@ -64,8 +66,10 @@ def publish(producer: Producer, page: list[Change], stop: cli.Stop) -> None:
                 size = len(part) // 2
                 continue
             set_aside(producer, part[0], str(refusal), stop)
+            aside += part
             size = len(page)
         start += len(part)
+    return aside
 
 
 def set_aside(producer: Producer, change: Change, reason: str, stop: cli.Stop) -> None:
@@ -85,16 +89,23 @@ def name(change: Change) -> str:
 
 
 def to_message(change: Change) -> dict[str, Any]:
-    # only what was put into the log by hand can be without emp_id
-    return {"key": None if change.emp_id is None else str(change.emp_id), "value": to_json(change)}
+    """Return a change that is set aside as a message. Bytes that are no text are in it as they were stored."""
+    fields = {column: getattr(change, column) for column in CDC_COLUMNS}
+    value = json.dumps(fields, separators=(",", ":"), ensure_ascii=False)
+    key = None if change.emp_id is None else str(change.emp_id)
+    return {"key": key, "value": value.encode("utf-8", "surrogateescape")}
 
 
 def send(producer: Producer, changes: list[Change], stop: cli.Stop) -> None:
     """Send changes and wait for all acknowledgements. Raises Refused, NotPublished, Stopped."""
     failures: list[KafkaError] = []
-    waiting: list[dict[str, Any]] = [  # only what was put into the log by hand can be without emp_id
-        {"key": None if change.emp_id is None else str(change.emp_id), "value": to_json(change)} for change in changes
-    ]
+    try:
+        waiting: list[dict[str, Any]] = [  # only what was put into the log by hand can be without emp_id
+            {"key": None if change.emp_id is None else str(change.emp_id), "value": to_json(change)}
+            for change in changes
+        ]
+    except UnicodeEncodeError:
+        raise Refused("a byte that is no text in the source's encoding") from None
     while waiting and not failures:
         producer.produce_batch(config.KAFKA_TOPIC, waiting, on_delivery=lambda error, _: collect(error, failures))
         # A full queue does not raise. It marks the messages that found no place, always the tail of the list.

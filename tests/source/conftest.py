@@ -36,10 +36,11 @@ def read(pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callab
     readers: list[Reader] = []
     publish = publisher.publish
 
-    def publish_and_record(client: Producer, page: list[Change], stop: cli.Stop) -> None:
-        publish(client, page, stop)
+    def publish_and_record(client: Producer, page: list[Change], stop: cli.Stop) -> list[Change]:
+        aside = publish(client, page, stop)
         readers[-1].published += page
         readers[-1].pages.append(len(page))
+        return aside
 
     def make() -> Reader:
         source = pipeline.source()

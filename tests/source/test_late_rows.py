@@ -147,11 +147,12 @@ def test_late_rows_of_one_snapshot_go_in_bounded_pages_and_what_comes_meanwhile_
     log_late_rows(reader, sessions)
     publish = producer.publish  # type: ignore[attr-defined]
 
-    def publish_while_others_commit(client: Producer, page: list[Change], stop: cli.Stop) -> None:
-        publish(client, page, stop)
+    def publish_while_others_commit(client: Producer, page: list[Change], stop: cli.Stop) -> list[Change]:
+        aside: list[Change] = publish(client, page, stop)
         if page[0].cdc_id == 1:
             query(sessions[1], "COMMIT")  # offset 26, below the reader's
             query(sessions[2], INSERT)  # offset 28, beyond it
+        return aside
 
     monkeypatch.setattr(producer, "publish", publish_while_others_commit)
     assert reader.poll(10)

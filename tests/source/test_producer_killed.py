@@ -23,7 +23,7 @@ publish, save = producer.publish, producer.save
 def sabotaged(client, page, stop):
     if page[0].cdc_id == {page}:
         {body}
-    publish(client, page, stop)
+    return publish(client, page, stop)
 producer.publish = sabotaged
 """
     result = pipeline.run(pipeline.sabotaged("import producer", in_pages_of(page_size), publish), "--once")
