@@ -2,7 +2,8 @@
 
     python test_cdc.py
 
-Needs producer.py and consumer.py running. Touches only the employee it inserts; exits 0 (PASS) or 1 (FAIL).
+Needs producer.py and consumer.py running. Touches only the employee it inserts, and deletes it however it ends.
+Exits 0 (PASS) or 1 (FAIL).
 """
 
 from __future__ import annotations
@@ -14,7 +15,9 @@ from dataclasses import astuple
 
 import config
 from cdc import cli
-from cdc.postgres import connect_within, explain
+from cdc.comparison import Comparison, Side
+from cdc.postgres import WrongSetting, connect, connect_within, explain
+from cdc.text import escape
 from config import SCHEMA
 from employee import EMPLOYEE_COLUMNS, Employee
 
@@ -102,38 +105,49 @@ def print_tables(console: Console, source: Connection, destination: Connection, 
 def in_words(employee: Employee | None) -> str:
     if employee is None:
         return "-"
-    return " ".join("NULL" if value is None else str(value) for value in astuple(employee))
+    return " ".join("NULL" if value is None else escape(str(value)) for value in astuple(employee))
 
 
-def count_differing(source: Connection, destination: Connection) -> int:
-    """Return how many employees differ, looking again while changes of others may be on their way."""
-    end = time.monotonic() + GRACE
-    while True:
-        rows = []
-        for connection in (source, destination):
-            with connection.cursor() as cursor:
-                cursor.execute(SELECT)
-                rows.append({row[0]: row for row in cursor})
-        count = sum(rows[0].get(emp_id) != rows[1].get(emp_id) for emp_id in rows[0].keys() | rows[1].keys())
-        if count == 0 or time.monotonic() > end:
-            return count
-        time.sleep(0.2)
+def count_differing(source: Connection, destination: Connection, stop: cli.Stop) -> int:
+    """Return how many employees differ, once the changes of others have arrived or GRACE is over."""
+    sides = (
+        Side("source", config.SOURCE_DATABASE_URL, source),
+        Side("destination", config.DESTINATION_DATABASE_URL, destination),
+    )
+    comparison = Comparison(sides, repair=False, wait=GRACE, limit=0)
+    comparison.run(lambda rows: None, stop)
+    cli.raise_if_requested(stop)
+    return comparison.different
 
 
 def check(console: Console, source: Connection, destination: Connection, stop: cli.Stop) -> bool:
     """Run all steps; returns whether each arrived and both tables ended equal."""
-    emp_id = 0
-    for step in STEPS:
-        emp_id = change(source, step, emp_id)
-        started = time.monotonic()
-        if not arrived(source, destination, emp_id, stop):
-            console.print(f"{step} of employee {emp_id} did not arrive within {WAIT:.0f} s: {advice(source, emp_id)}")
-            return False
-        console.print(f"\n{step} employee {emp_id} → arrived after {(time.monotonic() - started) * 1000:.1f} ms")
-        print_tables(console, source, destination, emp_id)
-    count = count_differing(source, destination)
+    emp_id = change(source, "INSERT", 0)
+    try:
+        for step in STEPS:
+            if step != "INSERT":
+                change(source, step, emp_id)
+            started = time.monotonic()
+            if not arrived(source, destination, emp_id, stop):
+                how_far = advice(source, emp_id)
+                console.print(f"{step} of employee {emp_id} did not arrive within {WAIT:.0f} s: {how_far}")
+                return False
+            console.print(f"\n{step} employee {emp_id} → arrived after {(time.monotonic() - started) * 1000:.1f} ms")
+            print_tables(console, source, destination, emp_id)
+        count = count_differing(source, destination, stop)
+    finally:
+        take_back(emp_id)
     console.print("\nboth tables are equal" if count == 0 else f"\n{count} employees differ; run python verify.py")
     return count == 0
+
+
+def take_back(emp_id: int) -> None:
+    """Delete the employee if it is still there, over a connection of its own: the other may be lost."""
+    try:
+        with closing(connect("source", config.SOURCE_DATABASE_URL)) as source, source.cursor() as cursor:
+            cursor.execute(STEPS["DELETE"], {"emp_id": emp_id})
+    except (psycopg2.Error, WrongSetting, cli.Stopped):
+        print(f"employee {emp_id} is left in the source's table: delete it", file=sys.stderr)
 
 
 @cli.script

@@ -5,7 +5,7 @@
     python verify.py --repair    send them again through the pipeline, wait until they have arrived, compare them again
 
 A change that is still on its way is no difference: verify.py looks again until it has been applied. Exit code 0 equal,
-1 different, 2 wrong use.
+1 different, 2 wrong use, 3 could not compare.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ import config
 from cdc import cli, verified
 from cdc.comparison import Comparison, Side
 from cdc.postgres import connect_within
+from cdc.text import escape
 from employee import EMPLOYEE_COLUMNS
 
 from rich.console import Console
@@ -31,6 +32,7 @@ from rich.table import Table
 from rich.text import Text
 
 CONNECT_WAIT = 10.0  # seconds for a server to answer
+COULD_NOT_COMPARE = 3  # exit code
 LINE_EVERY = 2.0  # seconds between lines of progress where there is no terminal
 
 
@@ -108,7 +110,7 @@ def in_words(row: dict[str, Any] | None, other: dict[str, Any] | None) -> Text:
         return Text("no such row")
     return Text(
         ", ".join(
-            f"{name} {'NULL' if value is None else json.dumps(value, ensure_ascii=False)}"
+            f"{name} {'NULL' if value is None else escape(json.dumps(value, ensure_ascii=False))}"
             for name, value in row.items()
             if name != "emp_id" and (other is None or value != other[name])
         )
@@ -145,14 +147,8 @@ def parse_arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
-@cli.script
-def main() -> None:
-    arguments = parse_arguments()
-    cli.start_logging(arguments.verbose)
-    if arguments.json:
-        logging.disable(logging.WARNING)  # stdout is for the JSON alone
-    stop = cli.stop_on_signals()
-    started = time.monotonic()
+def compare(arguments: argparse.Namespace, stop: cli.Stop) -> Comparison:
+    """Compare the tables. Exits with one line if that cannot be done."""
     with (
         closing(connect_within("source", config.SOURCE_DATABASE_URL, CONNECT_WAIT, stop)) as source,
         closing(connect_within("destination", config.DESTINATION_DATABASE_URL, CONNECT_WAIT, stop)) as destination,
@@ -168,7 +164,32 @@ def main() -> None:
         if comparison.equal() and not stop.requested and (reason := verified.save(destination, comparison.rows)):
             print(f"destination: {reason}; status will not show this comparison", file=sys.stderr)
     if stop.requested:
-        cli.fail("stopped before all was compared")
+        raise cli.Stopped
+    return comparison
+
+
+def compare_or_exit(arguments: argparse.Namespace, stop: cli.Stop) -> Comparison:
+    """Compare the tables. If that cannot be done, exit with COULD_NOT_COMPARE, with --json after the reason as JSON."""
+    try:
+        try:
+            return compare(arguments, stop)
+        except cli.Stopped:
+            cli.fail("stopped before all was compared")
+    except cli.Failure as failure:
+        if arguments.json:
+            print(json.dumps({"error": failure.message}, indent=2))
+        sys.exit(COULD_NOT_COMPARE if failure.code == cli.FAILED else failure.code)
+
+
+@cli.script
+def main() -> None:
+    arguments = parse_arguments()
+    cli.start_logging(arguments.verbose)
+    if arguments.json:
+        logging.disable(logging.WARNING)  # stdout is for the JSON alone
+    stop = cli.stop_on_signals()
+    started = time.monotonic()
+    comparison = compare_or_exit(arguments, stop)
     seconds = time.monotonic() - started
     if arguments.json:
         print(to_json(comparison, seconds))

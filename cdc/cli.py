@@ -21,6 +21,7 @@ from dataclasses import dataclass
 from typing import NoReturn, TextIO
 
 from cdc import __version__
+from cdc.text import escape
 
 DONE, FAILED, WRONG_USE = 0, 1, 2
 
@@ -73,6 +74,13 @@ def close_stdout() -> None:
     os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
 
 
+class LineFormatter(logging.Formatter):
+    """Formats what a log line quotes of others so that it stays one line, and acts upon no terminal."""
+
+    def formatMessage(self, record: logging.LogRecord) -> str:
+        return escape(super().formatMessage(record))
+
+
 class LogHandler(logging.StreamHandler[TextIO]):
     """Logs to stdout; requests a stop when nobody reads it."""
 
@@ -97,13 +105,9 @@ def make_parser(doc: str | None, verbose: str = "") -> argparse.ArgumentParser:
 
 
 def start_logging(verbose: bool = False) -> None:
-    logging.basicConfig(
-        level=logging.DEBUG if verbose else logging.INFO,
-        format="%(asctime)s %(levelname)-7s %(message)s",
-        datefmt="%H:%M:%S",
-        handlers=[LogHandler(sys.stdout)],
-        force=True,
-    )
+    handler = LogHandler(sys.stdout)
+    handler.setFormatter(LineFormatter("%(asctime)s %(levelname)-7s %(message)s", "%H:%M:%S"))
+    logging.basicConfig(level=logging.DEBUG if verbose else logging.INFO, handlers=[handler], force=True)
     # We report outages ourselves, once. The client repeats its own lines with every try.
     logging.getLogger("librdkafka").setLevel(logging.DEBUG if verbose else logging.CRITICAL + 1)
 
@@ -186,7 +190,15 @@ def confirm(question: str, option: str) -> bool:
     return answer.strip().lower() in ("y", "yes")
 
 
+class Failure(SystemExit):
+    """The end of a script that failed: its exit code, and the line that said why."""
+
+    def __init__(self, message: str, code: int) -> None:
+        super().__init__(code)
+        self.message = message
+
+
 def fail(message: str, code: int = FAILED) -> NoReturn:
     """Print one line that says what is wrong and what to do, and exit."""
-    print(message, file=sys.stderr)
-    sys.exit(code)
+    print(escape(message), file=sys.stderr)
+    raise Failure(message, code)

@@ -17,6 +17,8 @@ import pytest
 
 OTHERS = "INSERT INTO employees (emp_id, first_name) SELECT n, 'other ' || n FROM generate_series(901, 903) AS n"
 
+ADAS = "SELECT count(*) FROM employees WHERE last_name = 'Byron'"
+
 
 @pytest.fixture(scope="module", autouse=True)
 def others(shared_running: Pipeline) -> None:
@@ -92,6 +94,7 @@ def test_without_a_producer_it_fails_and_asks_for_it(shared_running: Pipeline, i
     assert "not published: is producer.py running?" in " ".join(result.stdout.split())
     assert "consumer.py" not in result.stdout
     assert result.stdout.splitlines()[-1] == "FAIL"
+    assert query(shared_running.source(), ADAS) == [(0,)]
 
 
 def test_without_a_consumer_it_fails_and_asks_for_it(shared_running: Pipeline, impatient: str) -> None:
@@ -122,6 +125,7 @@ def test_ctrl_c_while_it_waits_ends_it_soon(shared_running: Pipeline) -> None:
         wait_until(lambda: query(source, "SELECT count(*) FROM employees") == [(before + 1,)], what="its INSERT")
         assert script.stop(signal.SIGINT, seconds=5) == 1
     assert script.output() == "stopped\n"
+    assert query(source, ADAS) == [(0,)]
 
 
 @pytest.mark.parametrize("name", ["source", "destination"])

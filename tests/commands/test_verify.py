@@ -166,12 +166,15 @@ def test_wrong_use_is_refused(stack: None, bare_pipeline: Pipeline) -> None:
 
 def test_a_missing_table_or_server_is_told_in_one_line(bare_pipeline: Pipeline) -> None:
     result = bare_pipeline.run("verify.py", "--json")
-    assert (result.returncode, result.stdout) == (1, "")
-    assert re.fullmatch(r"source: there is no table employees; run python db_setup.py\n", result.stderr)
+    assert result.returncode == 3
+    assert json.loads(result.stdout) == {"error": result.stderr.splitlines()[-1]}
+    assert result.stderr == "source: there is no table employees; run python db_setup.py
+"
     away = database_url("postgresql://postgres:postgres@localhost:1/postgres", bare_pipeline.name)
     impatient = bare_pipeline.sabotaged("import verify", "verify.CONNECT_WAIT = 1")
     result = bare_pipeline.run(impatient, "--json", DESTINATION_DATABASE_URL=away)
-    assert (result.returncode, result.stdout) == (1, "")
+    assert result.returncode == 3
+    assert json.loads(result.stdout) == {"error": result.stderr.splitlines()[-1]}
     assert re.fullmatch(r"destination at localhost:1: .*; gave up after \d+ s\n", result.stderr)
 
 
@@ -184,7 +187,7 @@ def test_a_server_that_goes_away_is_told_in_one_line(pipeline: Pipeline) -> None
         "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
         " WHERE datname = current_database() AND application_name = 'employee-cdc'",
     )
-    assert verifying.process.wait(20) == 1
+    assert verifying.process.wait(20) == 3
     assert re.fullmatch(r"waiting for changes of 1 employees\ndestination at localhost:\d+: .*\n", verifying.output())
 
 
@@ -192,7 +195,7 @@ def test_ctrl_c_ends_it(pipeline: Pipeline) -> None:
     query(pipeline.source(), "INSERT INTO employees (emp_id) VALUES (1)")
     verifying = pipeline.start("verify.py")
     verifying.wait_for("waiting for changes")
-    assert verifying.stop(2) == 1
+    assert verifying.stop(2) == 3
     assert verifying.output().endswith("stopped before all was compared\n")
 
 
