@@ -70,14 +70,18 @@ FROM (SELECT {COLUMNS} {LATE}) AS change ORDER BY cdc_id
 """.replace("$1", "%(last_offset)s").replace("$2", "%(snapshot)s::pg_snapshot")
 LATE_PAGE = "FETCH FORWARD %(page_size)s FROM late"
 
-COUNT_UNPUBLISHED = f"SELECT coalesce(max(cdc_id), 0) - %(last_offset)s FROM {SCHEMA}.emp_cdc"
+COUNT_UNPUBLISHED = f"SELECT greatest(max(cdc_id) - %(last_offset)s, 0) FROM {SCHEMA}.emp_cdc"
 TEXT, VARCHAR = 25, 1043  # PostgreSQL's numbers of the types
 RAW = ("SQL_ASCII", "LATIN", "ISO_8859_", "KOI8", "WIN")  # encodings that may hold bytes that are no character
-CHECK_RETENTION = "SELECT now() - %(retention)s::interval"
+# PostgreSQL takes a bare number for seconds.
+CHECK_RETENTION = (
+    "SELECT now() - %(retention)s::interval <= now() AND %(retention)s !~ '^[[:space:]]*[+-]?[0-9.]+[[:space:]]*$'"
+)
+# A row whose time is in the future, as after a clock was put right, does not keep the rows after it from being pruned.
 PRUNE = f"""
 WITH oldest AS (
     SELECT cdc_id, txid, changed_at FROM {SCHEMA}.emp_cdc
-    WHERE cdc_id > %(pruned)s AND cdc_id <= %(last_offset)s ORDER BY cdc_id LIMIT 1000
+    WHERE cdc_id > %(pruned)s AND cdc_id <= %(last_offset)s AND changed_at <= now() ORDER BY cdc_id LIMIT 1000
 ), pruned AS (
     DELETE FROM {SCHEMA}.emp_cdc USING oldest
     WHERE emp_cdc.cdc_id = oldest.cdc_id AND oldest.changed_at < now() - %(retention)s::interval
@@ -100,16 +104,20 @@ class Page:
 def prepare(source: Connection) -> None:
     """Make a connection ready for reading the log.
 
-    Raises psycopg2.errors.UndefinedTable if the source is not set up, WrongSetting if PostgreSQL does not understand
-    RETENTION, or hides rows of the log from us.
+    Raises psycopg2.errors.UndefinedTable if the source is not set up, WrongSetting if RETENTION is no span of time, or
+    if a policy hides rows of the log from us.
     """
     with source.cursor() as cursor:
         try:
             cursor.execute(CHECK_RETENTION, {"retention": config.RETENTION})
+            ((right,),) = cursor.fetchall()
         except psycopg2.DataError:
+            right = False
+        if not right:
             raise WrongSetting(
-                f"RETENTION is {config.RETENTION!r}: give a PostgreSQL interval, such as '7 days'"
-            ) from None
+                f"RETENTION is {config.RETENTION!r}: give a PostgreSQL interval with its unit, not negative, "
+                "such as '7 days'"
+            )
     run_settings("source", config.SOURCE_DATABASE_URL, source, SESSION)
     read_raw(source)
 

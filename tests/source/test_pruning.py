@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 import config
 from cdc import emp_cdc
+from cdc.postgres import WrongSetting
 from harness.database import query
 from harness.log_reader import INSERT, Reader
 from harness.pipeline import Pipeline
@@ -59,3 +60,28 @@ def test_rows_beyond_the_offset_are_not_pruned_though_the_snapshot_shows_them(
     assert reader.poll(2)
     assert emp_cdc.Pruner(reader.source).prune(reader.position) == 2
     assert query(reader.source, "SELECT cdc_id FROM emp_cdc") == [(3,), (4,)]
+
+
+def test_rows_whose_time_is_in_the_future_keep_no_others_from_being_pruned(
+    read: Callable[[], Reader], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(config, "RETENTION", "1 hour")
+    reader = read()
+    query(reader.source, "INSERT INTO employees (city) SELECT 'Rome' FROM generate_series(1, 1200)")
+    query(reader.source, "UPDATE emp_cdc SET changed_at = now() + interval '1 day' WHERE cdc_id <= 1100")
+    query(reader.source, "UPDATE emp_cdc SET changed_at = now() - interval '1 day' WHERE cdc_id > 1100")
+    reader.drain()
+    assert emp_cdc.Pruner(reader.source).prune(reader.position) == 100
+    assert query(reader.source, "SELECT count(*), max(cdc_id) FROM emp_cdc") == [(1100, 1100)]
+
+
+@pytest.mark.parametrize("retention", ["7", " -7.5 ", "-1 day", "1 day -25 hours", "soon", ""])
+def test_a_retention_that_is_no_span_of_time_is_refused(
+    pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch, retention: str
+) -> None:
+    source = pipeline.source()
+    monkeypatch.setattr(config, "RETENTION", retention)
+    with pytest.raises(WrongSetting, match="with its unit, not negative, such as '7 days'"):
+        emp_cdc.prepare(source)
+    monkeypatch.setattr(config, "RETENTION", "PT36H")
+    emp_cdc.prepare(source)
