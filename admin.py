@@ -147,7 +147,7 @@ def rewind(admin: AdminClient, since: int | None) -> None:
     bounds = offset_bounds(admin, config.KAFKA_TOPIC, numbers)
     found = offsets_at(admin, config.KAFKA_TOPIC, numbers, spec)  # -1: no message since then
     # Elsewhere the consumer reads from the first message in any case.
-    ours = trusted_offsets(committed_offsets(admin, numbers), bounds, identity)
+    ours = trusted_offsets(committed_offsets(numbers), bounds, identity)
     starts = {number: found[number] for number, offset in ours.items() if 0 <= found[number] < offset}
     if starts:
         set_offsets(admin, starts, identity)

@@ -45,6 +45,8 @@ KAFKA_SETTINGS = {
     "queued.max.messages.kbytes": 8_192,
     "socket.nagle.disable": True,
 }
+# What the broker decides under KAFKA_GROUP_PROTOCOL=consumer (Kafka 4); the client then refuses the setting.
+CLASSIC_ONLY = ("partition.assignment.strategy", "session.timeout.ms", "heartbeat.interval.ms")
 
 
 class Fenced(Exception):
@@ -119,7 +121,10 @@ def session(destination: Destination, brokers: Brokers, report: Report, stop: cl
     """
     offsets = Offsets(brokers, Outage(stop))
     callbacks = {"on_commit": offsets.on_commit, "enable.partition.eof": once}
-    consumer = make_client(Consumer, {**KAFKA_SETTINGS, **callbacks}, brokers)
+    settings = {**KAFKA_SETTINGS, **callbacks}
+    if config.KAFKA.get("group.protocol") == "consumer":
+        settings = {key: value for key, value in settings.items() if key not in CLASSIC_ONLY}
+    consumer = make_client(Consumer, settings, brokers)
     intake, drain = Intake(consumer), Drain(once, GIVE_UP)
     try:
         consumer.subscribe([config.KAFKA_TOPIC], on_assign=offsets.on_assign, on_revoke=offsets.on_revoke)

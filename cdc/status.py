@@ -134,7 +134,7 @@ def topic_status(admin: AdminClient) -> dict[str, Any]:
     if not numbers:
         raise LookupError(f"topic {config.KAFKA_TOPIC} does not exist; run python admin.py")
     bounds = offset_bounds(admin, config.KAFKA_TOPIC, numbers)
-    committed, identity = committed_offsets(admin, numbers), topic_id(admin)
+    committed, identity = committed_offsets(numbers), topic_id(admin)
     foreign = [number for number, part in committed.items() if part.metadata != identity]
     trusted = trusted_offsets(committed, bounds, identity)
     reads_on = {number: max(trusted.get(number, first), first) for number, (first, _) in bounds.items()}

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from contextlib import closing, suppress
 from dataclasses import dataclass, field
+from typing import Any, TypeVar
 
 import config
 from cdc import cli
@@ -23,6 +25,14 @@ from confluent_kafka import (
 from confluent_kafka.admin import AdminClient, OffsetSpec  # type: ignore[attr-defined]
 
 ANSWER_WAIT = 5  # seconds for an answer of Kafka
+COORDINATOR_WAIT = 5.0  # seconds for a group's coordinator to start
+COORDINATOR_STARTS = (
+    KafkaError.COORDINATOR_LOAD_IN_PROGRESS,
+    KafkaError.COORDINATOR_NOT_AVAILABLE,
+    KafkaError.NOT_COORDINATOR,
+    KafkaError._WAIT_COORD,
+)
+Answer = TypeVar("Answer")
 GUARD_DEPTH = 1_000  # messages at the end of each partition that Tail reads
 
 GUARD_SETTINGS = {
@@ -77,14 +87,29 @@ def topic_id(admin: AdminClient) -> str:
     return str(answer.result().topic_id)
 
 
-def committed_offsets(admin: AdminClient, partitions: list[int]) -> dict[int, TopicPartition]:
-    """Return what the consumer group has committed, by partition, where it has."""
-    request = ConsumerGroupTopicPartitions(
-        config.KAFKA_GROUP_ID, [TopicPartition(config.KAFKA_TOPIC, number) for number in partitions]
-    )
-    futures = admin.list_consumer_group_offsets([request], request_timeout=ANSWER_WAIT)
-    committed = without_errors(futures[config.KAFKA_GROUP_ID].result().topic_partitions)
-    return {partition.partition: partition for partition in committed if partition.offset >= 0}
+def committed_offsets(partitions: list[int]) -> dict[int, TopicPartition]:
+    """Return what the consumer group has committed, by partition, where it has.
+
+    By a consumer that joins nothing: librdkafka's ListConsumerGroupOffsets can crash when the group's coordinator
+    moves, as on a fresh cluster (issue 5040).
+    """
+    places = [TopicPartition(config.KAFKA_TOPIC, number) for number in partitions]
+    settings = {**GUARD_SETTINGS, "group.id": config.KAFKA_GROUP_ID}
+    with closing(make_client(Consumer, settings, Brokers())) as reader:
+        committed = wait_for_coordinator(lambda: reader.committed(places, timeout=ANSWER_WAIT))
+    return {partition.partition: partition for partition in without_errors(committed) if partition.offset >= 0}
+
+
+def wait_for_coordinator(ask: Callable[[], Answer]) -> Answer:
+    """Return the answer of a group's coordinator, which may be starting for a few seconds."""
+    end = time.monotonic() + COORDINATOR_WAIT
+    while True:
+        try:
+            return ask()
+        except KafkaException as error:
+            if error.args[0].code() not in COORDINATOR_STARTS or time.monotonic() > end:
+                raise
+        time.sleep(0.2)
 
 
 def trusted_offsets(
@@ -128,9 +153,13 @@ class Member:
 
 def group_members(admin: AdminClient) -> list[Member]:
     """Return the members of the consumer group. Ours go by the name that the clients of this script have, too."""
-    futures = admin.describe_consumer_groups([config.KAFKA_GROUP_ID], request_timeout=ANSWER_WAIT)
+
+    def ask() -> list[Any]:
+        futures = admin.describe_consumer_groups([config.KAFKA_GROUP_ID], request_timeout=ANSWER_WAIT)
+        return list(futures[config.KAFKA_GROUP_ID].result().members)
+
     try:
-        members = futures[config.KAFKA_GROUP_ID].result().members
+        members = wait_for_coordinator(ask)
     except KafkaException as error:
         if error.args[0].code() == KafkaError.GROUP_ID_NOT_FOUND:
             return []

@@ -114,3 +114,20 @@ def test_nothing_is_lost_when_the_broker_that_leads_a_partition_is_killed(
     for script in replicated.scripts:
         assert script.process.poll() is None
         assert "Traceback" not in script.output()
+
+
+def test_the_new_group_protocol_shares_the_partitions_and_hands_them_over(replicated: Pipeline) -> None:
+    assert replicated.scripts[1].stop() == 0
+    protocol = {"KAFKA_GROUP_PROTOCOL": "consumer", "KAFKA_GROUP_ID": "new protocol"}
+    scripts = [replicated.start("consumer.py", **protocol) for _ in range(2)]
+    for script in scripts:
+        script.wait_for("partitions assigned")
+    for salary, stopped in ((1, None), (2, scripts[0])):
+        if stopped is not None:
+            assert stopped.stop() == 0, stopped.output()
+        query(replicated.source(), "UPDATE employees SET salary = %(salary)s", {"salary": salary})
+        replicated.wait_until_equal()
+    assert scripts[1].stop() == 0, scripts[1].output()
+    result = replicated.run("consumer.py", "--once", seconds=60, **protocol)
+    assert (result.returncode, result.stderr) == (0, "")
+    assert "applied 0 changes in all" in result.stdout  # what was applied is committed
