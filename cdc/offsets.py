@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import config
-from cdc.kafka import Brokers, make_client
+from cdc.kafka import NO_BROKER, Brokers, make_client
 from cdc.outage import Outage
 from cdc.topic import topic_id
 
@@ -158,7 +158,9 @@ class Offsets:
                 recreated = self.reset_recreated(consumer, str(answer.result().topic_id))
                 self.topic_outage.over()
                 return recreated
-            except KafkaException as error:  # that the brokers are down is reported elsewhere
+            except KafkaException as error:
+                if error.args[0].code() in NO_BROKER:  # also a frozen one, which the client notices only after a minute
+                    self.brokers.mark_down()
                 if error.args[0].code() == KafkaError.UNKNOWN_TOPIC_OR_PART and not self.brokers.unsteady():
                     self.topic_outage.warn(f"topic {config.KAFKA_TOPIC}: it does not exist; run python admin.py")
         return False

@@ -6,7 +6,6 @@ psycopg2 calls `waiter` for each statement that has no answer yet, once `connect
 from __future__ import annotations
 
 import select
-import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager, suppress
@@ -24,8 +23,7 @@ from psycopg2.extensions import POLL_OK, POLL_READ
 from psycopg2.extensions import connection as Connection
 
 STOP_GRACE = 2.0  # seconds that a statement may still take when a stop is requested
-CANCEL_WAIT = 1.0  # seconds for the server to take our request to cancel
-EXPLAIN_WAIT = 1.0  # seconds for the server to say what we wait for
+ANSWER_WAIT = 1.0  # seconds for the server to say what we wait for, or to cancel it
 CHECK_EVERY = 0.1  # seconds between two looks at the stop flag
 READ_EVERY = 0.005  # the same while there may be something useful to do
 
@@ -37,6 +35,7 @@ FROM (SELECT state, wait_event, pg_blocking_pids(pid) AS blockers FROM pg_stat_a
     LEFT JOIN LATERAL unnest(blockers) AS blocker (pid) ON true
     LEFT JOIN (SELECT pid, usename, application_name FROM pg_stat_activity) AS theirs ON theirs.pid = blocker.pid
 """
+CANCEL = "SELECT pg_catalog.pg_cancel_backend(%(pid)s)"
 
 
 class Session(Connection):
@@ -115,21 +114,21 @@ def name(connection: Connection) -> str:
 
 
 def cancel(connection: Connection) -> None:
-    """Have the server end our statement. In a thread: a frozen server would keep libpq waiting."""
+    """Have the server end our statement, if it answers.
 
-    def request() -> None:
+    Not by connection.cancel() first: beside a frozen server it does not return, and it holds Python's lock.
+    """
+    try:
+        ask(connection, CANCEL)
+    except psycopg2.OperationalError:  # no session to be had, so the server answers
         with suppress(psycopg2.Error):
             connection.cancel()
-
-    thread = threading.Thread(target=request, daemon=True)
-    thread.start()
-    thread.join(CANCEL_WAIT)
 
 
 def explain(connection: Connection) -> tuple[str, bool]:
     """Return what a statement waits for, and whether it waits at all: the server may work at it."""
     try:
-        rows = ask(connection)
+        rows = ask(connection, EXPLAIN)
     except psycopg2.Error:
         rows = None
     if rows is None:
@@ -144,19 +143,19 @@ def explain(connection: Connection) -> tuple[str, bool]:
     return "still works at a statement", False
 
 
-def ask(connection: Connection) -> list[tuple[Any, ...]] | None:
-    """Return the rows of EXPLAIN; None if the server does not answer in time.
+def ask(connection: Connection, question: str) -> list[tuple[Any, ...]] | None:
+    """Return the rows of a question about our session; None if the server does not answer in time.
 
     The connection for it is asynchronous: its waiting does not call the waiter.
     """
     url = connection.url if isinstance(connection, Session) else connection.dsn
     place: dict[str, Any] = {"host": connection.info.host, "port": connection.info.port}  # of several hosts, ours
-    until = time.monotonic() + EXPLAIN_WAIT
+    until = time.monotonic() + ANSWER_WAIT
     with closing(psycopg2.connect(url, **place, fallback_application_name="employee-cdc", async_=True)) as second:
         if not wait(second, until):
             return None
         cursor = second.cursor()
-        cursor.execute(EXPLAIN, {"pid": connection.info.backend_pid})
+        cursor.execute(question, {"pid": connection.info.backend_pid})
         return cursor.fetchall() if wait(second, until) else None
 
 

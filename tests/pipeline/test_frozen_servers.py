@@ -1,0 +1,124 @@
+"""Servers that are there and do not answer: said in time, no hindrance for a signal, and over by themselves."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from harness.database import query
+from harness.own_servers import led, own_servers
+from harness.pipeline import Pipeline, new_pipeline
+from harness.script import Script
+from harness.waiting import wait_until
+from stack import servers
+from stack.servers import Server
+
+import pytest
+
+pytestmark = pytest.mark.alone
+
+OFFSET = 4300  # of the ports of the servers here
+SAID_WITHIN = 11.0
+ENDED_WITHIN = 5.0
+
+
+@pytest.fixture(scope="module")
+def own(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Server]]:
+    with own_servers(OFFSET, tmp_path_factory.mktemp("servers")) as found:
+        yield found
+
+
+@pytest.fixture
+def carrying(own: dict[str, Server], tmp_path: Path) -> Iterator[Pipeline]:
+    """A pipeline that has carried its first change: scripts 0 and 1 are the producer and the consumer."""
+    with new_pipeline(tmp_path) as pipeline:
+        pipeline.set_up()
+        pipeline.start("producer.py")
+        pipeline.start("consumer.py", KAFKA_GROUP_INSTANCE_ID="one")
+        query(pipeline.source(), "INSERT INTO employees (emp_id, salary) VALUES (1, 0)")
+        pipeline.wait_until_equal()
+        yield pipeline
+
+
+def processes(server: Server) -> list[int]:
+    """A server's process and the processes that it has started."""
+    first = servers.pid(server)
+    assert first
+    children = Path(f"/proc/{first}/task/{first}/children").read_text(encoding="ascii")
+    return [first, *map(int, children.split())]
+
+
+@contextmanager
+def frozen(server: Server, topic: str) -> Iterator[None]:
+    stopped = processes(server)
+    for process in stopped:
+        os.kill(process, signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        for process in stopped:
+            with suppress(ProcessLookupError):
+                os.kill(process, signal.SIGCONT)
+        if server.kind == "kafka":
+            time.sleep(5)  # it registers at ZooKeeper again
+        wait_until(lambda: led(topic), 60, "Kafka is back")
+
+
+def end(script: Script) -> int:
+    started = time.monotonic()
+    code = script.stop()
+    assert time.monotonic() - started < ENDED_WITHIN, script.output()
+    assert "Traceback" not in script.output()
+    return code
+
+
+def test_a_frozen_kafka_is_said_in_time_and_the_producer_keeps_its_session(
+    own: dict[str, Server], carrying: Pipeline
+) -> None:
+    producer, consumer = carrying.scripts
+    standby = carrying.start("producer.py")
+    standby.wait_for("standing by")
+    with frozen(own["kafka"], carrying.topic):
+        query(carrying.source(), "UPDATE employees SET salary = 1")
+        producer.wait_for("waiting", SAID_WITHIN)
+        consumer.wait_for("waiting", SAID_WITHIN)
+        time.sleep(15)  # idle_session_timeout is 20 s
+        assert "publishing from" not in standby.output()
+    carrying.wait_until_equal(60)
+    for script in (producer, consumer):
+        assert script.output().count("waiting") == 1, script.output()
+    assert [end(script) for script in (standby, producer, consumer)] == [0, 0, 0]
+
+
+@pytest.mark.parametrize("name", ["source", "kafka", "destination"])
+def test_scripts_beside_a_frozen_server_end_in_time_at_a_signal(
+    own: dict[str, Server], carrying: Pipeline, name: str
+) -> None:
+    with frozen(own[name], carrying.topic):
+        others = [carrying.start(script) for script in ("verify.py", "test_cdc.py", "db_setup.py")]
+        status = carrying.start("admin.py", "status")
+        time.sleep(4)
+        for script in [*carrying.scripts[:2], *others, status]:
+            end(script)
+    servers.wait(own[name])
+
+
+@pytest.mark.parametrize("name", ["source", "destination"])
+def test_a_frozen_database_is_said_in_time_and_nothing_is_lost(
+    own: dict[str, Server], carrying: Pipeline, name: str
+) -> None:
+    source = carrying.source()
+    script = carrying.scripts[0 if name == "source" else 1]
+    with frozen(own[name], carrying.topic):
+        if name == "destination":
+            query(source, "UPDATE employees SET salary = 2")
+        script.wait_for(f"{name} at", SAID_WITHIN)
+        time.sleep(3)
+        assert script.output().count("waiting") == 1, script.output()
+    query(source, "UPDATE employees SET salary = 3")
+    carrying.wait_until_equal(60)
+    assert [end(script) for script in carrying.scripts] == [0, 0]
