@@ -50,6 +50,7 @@ def script(main: Callable[[], None]) -> Callable[[], None]:
             try:
                 main()
             finally:
+                signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)  # Python's own end runs no thread that takes them
                 sys.stdout.flush()
         except (Stopped, KeyboardInterrupt):
             fail("stopped")
