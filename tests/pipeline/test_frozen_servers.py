@@ -76,24 +76,6 @@ def end(script: Script) -> int:
     return code
 
 
-def test_a_frozen_kafka_is_said_in_time_and_the_producer_keeps_its_session(
-    own: dict[str, Server], carrying: Pipeline
-) -> None:
-    producer, consumer = carrying.scripts
-    standby = carrying.start("producer.py")
-    standby.wait_for("standing by")
-    with frozen(own["kafka"], carrying.topic):
-        query(carrying.source(), "UPDATE employees SET salary = 1")
-        producer.wait_for("waiting", SAID_WITHIN)
-        consumer.wait_for("waiting", SAID_WITHIN)
-        time.sleep(15)  # idle_session_timeout is 20 s
-        assert "publishing from" not in standby.output()
-    carrying.wait_until_equal(60)
-    for script in (producer, consumer):
-        assert script.output().count("waiting") == 1, script.output()
-    assert [end(script) for script in (standby, producer, consumer)] == [0, 0, 0]
-
-
 @pytest.mark.parametrize("name", ["source", "kafka", "destination"])
 def test_scripts_beside_a_frozen_server_end_in_time_at_a_signal(
     own: dict[str, Server], carrying: Pipeline, name: str
