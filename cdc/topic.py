@@ -39,6 +39,7 @@ GUARD_SETTINGS = {
     "group.id": "employee-cdc-guard",  # required by the client; nothing is committed
     "enable.auto.commit": False,
     "enable.partition.eof": True,
+    "fetch.wait.max.ms": 5,  # a partition's end is told at once: the producer waits for it
 }
 READER_SETTINGS = {
     **GUARD_SETTINGS,
@@ -233,7 +234,7 @@ def read_to_end(reader: Consumer, unread: set[int], stop: cli.Stop) -> list[tupl
     """Return log offset and value of each change that an assigned reader finds up to the end of its partitions."""
     changes = []
     while unread and not stop.requested:
-        for message in reader.consume(GUARD_DEPTH, timeout=0.1):
+        for message in reader.consume(GUARD_DEPTH, timeout=0.01):
             error, value = message.error(), message.value() or b""
             if error is None:
                 with suppress(ValueError):
