@@ -22,19 +22,35 @@ SELECT last_offset, snapshot::text,
        OR pg_snapshot_xmax(snapshot) > pg_snapshot_xmax(pg_current_snapshot())
 FROM {SCHEMA}.cdc_position AS p, pg_control_system() AS c
 """
-# The log came here by dump and restore: its txids, and the saved snapshot, count another server's transactions. With
-# the lock held, all that is in the table is committed. What the saved snapshot calls late gets this transaction's
-# txid, a floor that the new snapshot does not show. What could look late ever after gets a frozen one.
+# The log came here by dump and restore: its txids, and the saved snapshot, count another server's transactions. No step
+# of the rebase takes a lock that a writer waits for. A crash before the last step leaves the position as it was.
+#
+# First, step by step, the rows whose txid this server has yet to reach: they would look late ever after. No row of a
+# writer here can have such a txid and be visible. What the saved snapshot calls late is left for the last step.
+STEP = 10_000  # rows
+FREEZE = f"""
+WITH step AS (
+    SELECT cdc_id, txid FROM {SCHEMA}.emp_cdc WHERE cdc_id > %(done)s ORDER BY cdc_id LIMIT %(step)s
+), frozen AS (
+    UPDATE {SCHEMA}.emp_cdc AS change SET txid = '3'
+    FROM step
+    WHERE change.cdc_id = step.cdc_id AND step.txid >= pg_snapshot_xmax(pg_current_snapshot())
+      AND (step.cdc_id > %(last_offset)s OR pg_visible_in_snapshot(step.txid, %(snapshot)s))
+)
+SELECT max(cdc_id) FROM step
+"""
+# Then the late rows and the position at once. They get this transaction's txid, which the new snapshot does not show.
+# It shows all that is below, and rows of writers here need not care: they are beyond the offset.
 REBASE = f"""
-BEGIN;
-LOCK TABLE {SCHEMA}.emp_cdc IN SHARE ROW EXCLUSIVE MODE;
-UPDATE {SCHEMA}.emp_cdc SET txid = CASE WHEN late THEN pg_current_xact_id() ELSE '3' END
-FROM (SELECT change.cdc_id, NOT pg_visible_in_snapshot(txid, snapshot) AND change.cdc_id <= last_offset AS late
-      FROM {SCHEMA}.emp_cdc AS change, {SCHEMA}.cdc_position) AS restored
-WHERE emp_cdc.cdc_id = restored.cdc_id AND (late OR txid >= pg_current_xact_id());
-UPDATE {SCHEMA}.cdc_position SET system_identifier = (SELECT system_identifier FROM pg_control_system()),
-    snapshot = format('%1$s:%1$s:', pg_current_xact_id())::pg_snapshot;
-COMMIT
+WITH rebased AS (
+    UPDATE {SCHEMA}.cdc_position AS position
+    SET system_identifier = (SELECT system_identifier FROM pg_control_system()),
+        snapshot = format('%1$s:%1$s:', pg_current_xact_id())::pg_snapshot
+    FROM {SCHEMA}.cdc_position AS saved
+    RETURNING saved.last_offset, saved.snapshot
+)
+UPDATE {SCHEMA}.emp_cdc SET txid = pg_current_xact_id()
+FROM rebased WHERE cdc_id <= last_offset AND NOT pg_visible_in_snapshot(txid, snapshot)
 """
 
 
@@ -59,10 +75,23 @@ def load_position(source: Connection) -> Position:
             raise psycopg2.errors.UndefinedTable("cdc_position is empty")
         last_offset, snapshot, restored = row
         if restored:
-            cursor.execute(REBASE)
+            rebase(source, Position(last_offset, snapshot))
             log.warning("the log was restored from another server: position rebased, nothing is lost; going on")
             return load_position(source)
     return Position(last_offset, snapshot)
+
+
+def rebase(source: Connection, restored: Position) -> None:
+    """Make a log and a position that were restored from another server's dump count this server's transactions."""
+    with source.cursor() as cursor:
+        done: int | None = 0
+        while done is not None:
+            cursor.execute(
+                FREEZE,
+                {"done": done, "step": STEP, "last_offset": restored.last_offset, "snapshot": restored.snapshot},
+            )
+            ((done,),) = cursor.fetchall()
+        cursor.execute(REBASE)
 
 
 def save(source: Connection, saved: Position, position: Position) -> Position:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from cdc import position
 from employee import CDCRecord
 from harness.database import query
 from harness.kafka import remove_messages
@@ -17,6 +18,7 @@ from harness.log_reader import (
 from harness.pipeline import Pipeline
 from harness.producing import published, start_producer, wait_until_published
 
+import psycopg2
 import pytest
 from psycopg2.extensions import connection as Connection
 
@@ -86,6 +88,40 @@ def test_a_log_restored_on_another_server_is_told_once_and_reaches_the_destinati
     query(source, INSERT)
     pipeline.drain()
     assert pipeline.equal()
+
+
+@pytest.mark.parametrize("shift", [-500, 0, 1_000_000], ids=["lower", "like here", "higher"])
+def test_a_rebase_waits_for_no_writer_and_a_crash_before_its_end_loses_nothing(
+    pipeline: Pipeline,
+    read: Callable[[], Reader],
+    sessions: list[Connection],
+    monkeypatch: pytest.MonkeyPatch,
+    shift: int,
+) -> None:
+    a, b, c, d = sessions
+    query(a, f"ALTER DATABASE {pipeline.name} SET lock_timeout = '3s'")
+    reader = read()
+    for _ in range(5):
+        query(d, INSERT)
+    query(a, f"BEGIN; {INSERT}")
+    query(b, INSERT)
+    reader.drain()
+    query(a, "COMMIT")  # late
+    query(b, INSERT)  # beyond the offset
+    moved_to_another_server(a, shift)
+    query(c, f"BEGIN; {INSERT}")
+    monkeypatch.setattr(position, "STEP", 2)
+    with monkeypatch.context() as crash:
+        crash.setattr(position, "REBASE", "SELECT 1 / 0")
+        with pytest.raises(psycopg2.errors.DivisionByZero):
+            read()
+    query(b, INSERT)
+    reader = read()
+    query(c, "COMMIT")
+    reader.drain()
+    assert sorted(reader.ids()) == [6, 8, 9, 10]
+    assert not reader.poll()
+    assert query(a, "SELECT count(*) FROM emp_cdc WHERE txid >= pg_snapshot_xmax(pg_current_snapshot())") == [(0,)]
 
 
 BACKUP = """
