@@ -22,6 +22,7 @@ from confluent_kafka import Consumer, Message
 
 CHUNK = 1_000  # messages taken from the client's queue at once
 CHUNK_WHILE_BUSY = 200  # the same while PostgreSQL works
+PAUSE_AFTER = 3.0  # seconds of it after which a full batch has us poll, paused; the client drops then what it fetched
 READ_AHEAD_AFTER = 1.0  # seconds of PostgreSQL's work after which to read ahead without a backlog
 FIRST_WAIT = 0.2  # seconds to wait for the first message of a batch
 FILL_TIME = 0.03  # seconds to fill a batch
@@ -125,17 +126,23 @@ class Intake:
 
         Where PostgreSQL takes long, fill it in any case, and then poll: else the group would take our partitions.
         """
-        begin = time.monotonic() + (0.0 if len(batch.messages) >= CHUNK else READ_AHEAD_AFTER)
-        with waiter.doing(lambda: time.monotonic() >= begin and self.read_ahead()):
+        started = time.monotonic()
+        begin = started + (0.0 if len(batch.messages) >= CHUNK else READ_AHEAD_AFTER)
+        with waiter.doing(lambda: time.monotonic() >= begin and self.read_ahead(started)):
             yield
         if self.paused:
             self.consumer.resume(self.consumer.assignment())
             self.paused = False
 
-    def read_ahead(self) -> bool:
-        """Take what messages there are, if there is room; returns whether there were any."""
+    def read_ahead(self, started: float) -> bool:
+        """Take what messages there are, if there is room; returns whether there were any.
+
+        started: when PostgreSQL began to work (time.monotonic).
+        """
         if not self.batch.full():
             return self.add(self.consumer.consume(CHUNK_WHILE_BUSY, 0))
+        if time.monotonic() - started < PAUSE_AFTER:
+            return False
         # Again and again: the group may assign others meanwhile, of which one may give a message before it is paused.
         self.consumer.pause(self.consumer.assignment())
         self.paused = True
