@@ -21,7 +21,8 @@ def settings(environment: dict[str, str]) -> str:
 def test_env_example_names_every_setting_with_its_default() -> None:
     example = (ROOT / ".env.example").read_text(encoding="utf-8")
     named = dict(re.findall(r"^#?([A-Z_]+)=(.*)$", example, re.MULTILINE))
-    read = set(re.findall(r'(?:environ\.get|_seconds)\("([A-Z_]+)"', (ROOT / "config.py").read_text(encoding="utf-8")))
+    text = (ROOT / "config.py").read_text(encoding="utf-8")
+    read = set(re.findall(r'(?:environ\.get|_seconds|_identifier)\("([A-Z_]+)"', text))
     assert read | {"KAFKA_BOOTSTRAP_SERVERS"} <= named.keys()
     examples_only = {name for name in named if name.startswith(("KAFKA_SECURITY", "KAFKA_SASL"))}
     defaults = {name: value for name, value in named.items() if name not in examples_only}
