@@ -316,6 +316,7 @@ BEGIN
     RETURN NULL;
 END
 $$;
+REVOKE ALL ON FUNCTION public.emp_cdc_note_removed() FROM PUBLIC;
 DO $$
 BEGIN
     IF NOT EXISTS (SELECT FROM pg_trigger

@@ -21,6 +21,7 @@ from stack.artifacts import STATE
 
 import pytest
 from psycopg2.extensions import connection as Connection
+from psycopg2.extensions import set_wait_callback
 
 VERSIONS = os.environ.get("STACK", "").split()  # of the servers, such as "--postgres 13 --kafka 4"
 
@@ -45,6 +46,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 def pytest_report_header(config: pytest.Config) -> str:
     return f"random tests: --seed {config.option.seed}"
+
+
+@pytest.fixture(autouse=True)
+def _no_wait_callback() -> None:
+    """What a test before has connected in this process waits by our callback, which knows no COPY."""
+    set_wait_callback(None)
 
 
 @pytest.fixture(scope="session")

@@ -73,7 +73,7 @@ def test_a_stranger_cannot_make_a_trigger_of_our_functions(
 
 def callable_by_all(source: Connection) -> list[str]:
     rights = query(source, "SELECT proname, proacl::text FROM pg_proc WHERE pronamespace = 'public'::regnamespace")
-    assert len(rights) == 3
+    assert len(rights) == 4
     return [name for name, acl in rights if acl is None or any(one.startswith("=") for one in acl[1:-1].split(","))]
 
 
@@ -119,7 +119,9 @@ def test_a_cast_on_employees_itself_runs_with_the_rights_of_cdc_capture_only(sou
 
 
 def test_the_functions_owner_can_do_no_more_than_they_do(source: Connection) -> None:
-    owners = "SELECT DISTINCT proowner::regrole::text FROM pg_proc WHERE pronamespace = 'public'::regnamespace"
+    owners = (
+        "SELECT DISTINCT proowner::regrole::text FROM pg_proc WHERE pronamespace = 'public'::regnamespace AND prosecdef"
+    )
     assert query(source, owners) == [("cdc_capture",)]
     may = "SELECT rolcanlogin, rolsuper, rolcreaterole, rolcreatedb, rolreplication FROM pg_roles WHERE rolname = %s"
     assert query(source, may, ("cdc_capture",)) == [(False, False, False, False, False)]

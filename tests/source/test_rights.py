@@ -293,7 +293,7 @@ def test_a_script_that_waits_for_a_right_goes_on_once_it_is_granted(doors: Doors
         producer = doors.pipeline.start("producer.py", **doors.urls("cdc_producer"))
         producer.wait_for(f"{REFUSED} for table emp_cdc; waiting")
     doors.as_superuser("source", "INSERT INTO employees (emp_id) VALUES (-5) ON CONFLICT DO NOTHING")
-    producer.wait_for("published ")
+    producer.wait_for("published")
     assert producer.stop() == 0
 
 
