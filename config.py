@@ -1,6 +1,6 @@
 """The settings: from the environment, else from `.env` beside this file, else what fits docker-compose.yml.
 
-Every KAFKA_X_Y but KAFKA_TOPIC is given to the Kafka client as x.y: KAFKA_SECURITY_PROTOCOL=SASL_SSL just works
+Every KAFKA_X_Y but KAFKA_TOPIC and KAFKA_GROUP_ID is given to the Kafka client as x.y, such as KAFKA_SASL_USERNAME
 (all of them: CONFIGURATION.md of librdkafka). A variable that the client does not know as a setting is ignored.
 What libpq knows works through the URLs or its own PG* variables.
 """

@@ -56,7 +56,10 @@ class Fenced(Exception):
 def run_once(
     consumer: Consumer, intake: Intake, offsets: Offsets, destination: Destination, report: Report, drain: Drain
 ) -> bool:
-    """Apply one batch, and then commit its offsets. Returns whether there was one. Raises Fenced, Stopped."""
+    """Apply one batch, and then commit its offsets. Returns whether there was one.
+
+    Raises Fenced, Stopped, WrongSetting.
+    """
     batch, events = intake.take_batch()  # waits for a first message, then takes what is there
     drain.unfinished(batch)
     for event in events:

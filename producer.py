@@ -170,7 +170,7 @@ def main() -> None:
         except WrongSetting as error:
             cli.fail(str(error), cli.WRONG_USE)
         except cli.Stopped:
-            log.warning("stopped while a server was down; the page in hand will be published at the next start")
+            log.warning("stopped before the page in hand was done; it will be published at the next start")
 
 
 if __name__ == "__main__":

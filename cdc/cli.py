@@ -139,7 +139,7 @@ STOP = Stop()  # of this process
 
 
 class Stopped(Exception):
-    """A stop was requested while a server was down. The work in hand is unfinished and will be done again."""
+    """A stop was requested before the work in hand was done. It will be done again."""
 
 
 def stop_on_signals() -> Stop:

@@ -1,4 +1,6 @@
-"""Is the log that we read the one that we published from? Asked at every start, and every minute.
+"""Is the log that we read the one that we published from?
+
+Asked at every start, every 10 s of the log, and every minute of the topic.
 
 A backup, a crash, a fail-over, a copy or a careless hand changes the log without a trace in it. The topic remembers.
 What the topic holds beyond our position was published before a crash, and then it stands in the log with the same

@@ -17,7 +17,7 @@ from confluent_kafka import KafkaError, Producer
 
 log = logging.getLogger(__name__)
 
-PAGE = 10_000  # changes that are read, published and acknowledged together
+PAGE = 10_000  # changes beyond the offset, and as many late rows, that are published and acknowledged together
 
 KAFKA_SETTINGS = {
     "enable.idempotence": True,  # acks=all; the client's own retries neither repeat nor reorder

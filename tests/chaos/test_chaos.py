@@ -1,4 +1,4 @@
-"""A minute of tests/chaos.py; `make chaos` runs longer ones."""
+"""A minute of tests/chaos/; `make chaos` runs longer ones."""
 
 from __future__ import annotations
 
