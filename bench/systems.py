@@ -7,8 +7,6 @@ from __future__ import annotations
 
 import os
 import re
-import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
@@ -21,7 +19,7 @@ from harness import ROOT
 from harness.database import administer, database_url, query
 from harness.kafka import client_settings
 from harness.pipeline import Pipeline
-from harness.script import Script
+from harness.script import Script, launch
 from harness.waiting import wait_until
 
 import psycopg2
@@ -80,21 +78,13 @@ def plain_pipeline(what: str) -> Iterator[Pipeline]:
 
 def start_plain(pipeline: Pipeline) -> Scripts:
     """Start both scripts of the plain design, the consumer first."""
-    return {name: [start(pipeline, "plain.py", name)] for name in ("consumer", "producer")}
+    return {name: [start(pipeline, "bench.plain", name)] for name in ("consumer", "producer")}
 
 
-def start(pipeline: Pipeline, script: str, *arguments: str) -> Script:
-    """Start a script of bench/ as a process."""
-    log = pipeline.logs / f"{len(pipeline.scripts)}-{script}.log"
-    with log.open("wb") as output:
-        process = subprocess.Popen(
-            [sys.executable, str(ROOT / "bench" / script), *arguments],
-            env={**os.environ, **pipeline.environment},
-            stdin=subprocess.DEVNULL,
-            stdout=output,
-            stderr=subprocess.STDOUT,
-        )
-    pipeline.scripts.append(Script(process, log))
+def start(pipeline: Pipeline, module: str, *arguments: str) -> Script:
+    """Start a module of bench/ as a process."""
+    log = pipeline.logs / f"{len(pipeline.scripts)}-{module}.log"
+    pipeline.scripts.append(launch(log, "-m", module, *arguments, **pipeline.environment))
     return pipeline.scripts[-1]
 
 
