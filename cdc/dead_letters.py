@@ -10,7 +10,7 @@ import logging
 import time
 from collections.abc import Callable, Iterator
 from contextlib import closing
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
@@ -31,6 +31,7 @@ log = logging.getLogger(__name__)
 ORIGIN, ERROR = ("topic", "partition", "offset"), "error"  # the headers of a letter
 
 PAGE = 100  # letters in memory at once; one can be as large as the broker allows
+MAX_IN_HAND = 8_000_000  # bytes of letters that Kafka has yet to acknowledge
 MAX_LISTED = 50  # lines of the table
 MAX_SHOWN = 80  # characters of a value there
 ANSWER_WAIT = 10  # seconds for an answer of Kafka
@@ -64,7 +65,8 @@ class DeadLetters:
     stop: cli.Stop
     producer: Producer | None = None
     total: int = 0
-    unreported: list[Letter] = field(default_factory=list)
+    unreported: int = 0
+    example: str = ""  # the first of the unreported letters
     second: float = 0.0  # when the current second began (time.monotonic)
     lines: int = 0  # logged in the current second
 
@@ -78,14 +80,15 @@ class DeadLetters:
             return
         if self.producer is None:
             self.producer = make_client(Producer, {**PRODUCER_SETTINGS, "message.timeout.ms": 0}, self.brokers)
-        failures = produce_all(self.producer, config.DEAD_LETTER_TOPIC, list(map(to_message, letters)), self.stop)
-        failed = dict(failures)
-        sent = [letter for number, letter in enumerate(letters) if number not in failed]
-        letters[:] = [letter for number, letter in enumerate(letters) if number in failed]
-        self.report(sent)
-        if failures:
-            self.producer = None
-            raise KafkaException(failures[0][1])
+        while letters:
+            part = first_bytes(letters, MAX_IN_HAND)
+            failures = produce_all(self.producer, config.DEAD_LETTER_TOPIC, list(map(to_message, part)), self.stop)
+            failed = dict(failures)
+            letters[: len(part)] = [letter for number, letter in enumerate(part) if number in failed]
+            self.report([letter for number, letter in enumerate(part) if number not in failed])
+            if failures:
+                self.producer = None
+                raise KafkaException(failures[0][1])
 
     def report(self, letters: list[Letter] | None = None) -> None:
         """Log letters: each while there are few, else a line a second with their number and an example.
@@ -93,19 +96,20 @@ class DeadLetters:
         Without letters, log what is still unreported.
         """
         self.total += len(letters or ())
-        self.unreported += letters or ()
-        now, count = time.monotonic(), len(self.unreported)
+        if letters and not self.unreported:
+            self.example = f"{place(letters[0][0])} → dead letter: {letters[0][1]}"
+        self.unreported += len(letters or ())
+        now, count = time.monotonic(), self.unreported
         if now - self.second >= 1.0:
             self.second, self.lines = now, 0
         if letters is not None and count == len(letters) and count <= NAMED and self.lines + count <= LINES_PER_SECOND:
             lines = [f"{place(message)} → dead letter: {error}" for message, error in letters]
         elif count and self.lines < 1:
-            message, error = self.unreported[0]
-            lines = [f"{count:,} messages → dead letters; such as {place(message)} → dead letter: {error}"]
+            lines = [f"{count:,} messages → dead letters; such as {self.example}"]
         else:
             return
         self.lines += len(lines)
-        self.unreported.clear()
+        self.unreported = 0
         for line in lines:
             log.error("%s", line)
 
@@ -125,6 +129,16 @@ def to_message(letter: Letter) -> dict[str, Any]:
 
 def place(message: Message) -> str:
     return f"message at partition {message.partition()}, offset {message.offset()}"
+
+
+def first_bytes(letters: list[Letter], most: int) -> list[Letter]:
+    """Return the first letters that have so many bytes together, at least one."""
+    size = 0
+    for count, (message, _) in enumerate(letters):
+        size += len(message)
+        if size > most:
+            return letters[: max(count, 1)]
+    return letters[:]
 
 
 def produce_all(

@@ -134,6 +134,7 @@ def topic_status(admin: AdminClient) -> dict[str, Any]:
     if not numbers:
         raise LookupError(f"topic {config.KAFKA_TOPIC} does not exist; run python admin.py")
     bounds = offset_bounds(admin, config.KAFKA_TOPIC, numbers)
+    members = group_members(admin)  # first: without the right to see the group, the next call only waits
     committed, identity = committed_offsets(numbers), topic_id(admin)
     foreign = [number for number, part in committed.items() if part.metadata != identity]
     trusted = trusted_offsets(committed, bounds, identity)
@@ -141,7 +142,6 @@ def topic_status(admin: AdminClient) -> dict[str, Any]:
     lags = {number: bounds[number][1] - start for number, start in reads_on.items()}
     if unread := {number: reads_on[number] for number, lag in lags.items() if lag}:
         lags |= dict.fromkeys(without_messages(Brokers(), unread), 0)
-    members = group_members(admin)
     readers = {number: member.name for member in members for number in member.partitions}
     partitions = [
         {

@@ -27,7 +27,10 @@ from psycopg2.extensions import connection as Connection
 
 PGBOUNCER = shutil.which("pgbouncer", path=f"{os.environ.get('PATH', os.defpath)}:/usr/sbin")
 
-pytestmark = pytest.mark.skipif(not PGBOUNCER, reason="PgBouncer is not installed: apt-get install pgbouncer")
+pytestmark = [
+    pytest.mark.long,
+    pytest.mark.skipif(not PGBOUNCER, reason="PgBouncer is not installed: apt-get install pgbouncer"),
+]
 
 CONFIG = """
 [databases]

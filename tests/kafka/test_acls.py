@@ -38,6 +38,8 @@ from confluent_kafka.admin import (  # type: ignore[attr-defined]
     ResourceType,
 )
 
+pytestmark = pytest.mark.long
+
 OFFSET = 5000 + 100 * int(os.environ.get("PYTEST_XDIST_WORKER", "gw0")[2:])  # of the ports here
 PASSWORD = "secret"
 IN_VAIN = 4.0  # seconds after which a script that waits has not done its work; it takes about one

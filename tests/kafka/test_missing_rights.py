@@ -31,6 +31,8 @@ from confluent_kafka.admin import (  # type: ignore[attr-defined]
     ResourceType,
 )
 
+pytestmark = pytest.mark.long
+
 OFFSET = 3900  # of the ports here
 USERS = ("producer", "standby", "consumer", "admin")
 TOPIC, LETTERS, GROUP = "the topic", "the dead-letter topic", "the group"

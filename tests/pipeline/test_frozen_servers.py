@@ -19,7 +19,7 @@ from stack.servers import Server
 
 import pytest
 
-pytestmark = pytest.mark.alone
+pytestmark = [pytest.mark.alone, pytest.mark.long]
 
 OFFSET = 4300  # of the ports of the servers here
 SAID_WITHIN = 11.0

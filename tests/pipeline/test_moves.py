@@ -22,7 +22,7 @@ import pytest
 from psycopg2.extensions import connection as Connection
 
 # A replication slot waits for every transaction of its server: here there are none but the test's.
-pytestmark = pytest.mark.alone
+pytestmark = [pytest.mark.alone, pytest.mark.long]
 
 OFFSET = 2600  # of the ports of the servers here
 PG_DUMP, PG_RESTORE = shutil.which("pg_dump"), shutil.which("pg_restore")

@@ -278,6 +278,7 @@ def test_with_exactly_the_documents_rights_the_work_is_done(doors: Doors, role: 
     assert REFUSED not in said
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("grant", OF_SCRIPTS, ids=str)
 def test_without_one_right_the_work_is_not_done_and_one_line_names_what_is_refused(doors: Doors, grant: Grant) -> None:
     with doors.without(grant):
