@@ -247,5 +247,5 @@ def test_of_random_nested_changes_the_newest_state_arrives(source: Connection, r
     ((definition,),) = query(source, "SELECT pg_get_functiondef('employee_cdc_trigger_func'::regproc)")
     for part in (CHANGED_SINCE, MARK, THERE_AGAIN):
         leave_out(source, part)
-        assert differences(source, 1) > 0, f"the changes do not need {part[0]}"
+        assert any(differences(source, seed) for seed in range(1, 11)), f"the changes do not need {part[0]}"
         query(source, definition)
