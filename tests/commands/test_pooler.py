@@ -16,7 +16,7 @@ from urllib.parse import unquote, urlsplit
 
 import config
 from harness.database import query
-from harness.pipeline import Pipeline, new_pipeline
+from harness.pipeline import Pipeline
 from harness.waiting import wait_until
 from stack.artifacts import account
 from stack.folders import as_account
@@ -59,13 +59,6 @@ class Pooler:
         with suppress(OSError), socket.create_connection(("127.0.0.1", self.port), 1):
             return True
         return False
-
-
-@pytest.fixture(scope="module")
-def shared(stack: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pipeline]:
-    with new_pipeline(tmp_path_factory.mktemp("shared")) as pipeline:
-        pipeline.set_up()
-        yield pipeline
 
 
 def free_port() -> int:

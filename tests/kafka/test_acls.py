@@ -12,18 +12,15 @@ import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
-import config
 from employee import CDCRecord
 from harness import ROOT
 from harness.database import query
+from harness.guarded_kafka import guarded_kafka, login_as
 from harness.kafka import client_settings
-from harness.own_servers import ours_alone, purge
 from harness.pipeline import Pipeline, new_pipeline
 from harness.waiting import wait_until
-from stack import servers
 from stack.servers import Server
 
 import pytest
@@ -41,7 +38,6 @@ from confluent_kafka.admin import (  # type: ignore[attr-defined]
 pytestmark = pytest.mark.long
 
 OFFSET = 5000 + 100 * int(os.environ.get("PYTEST_XDIST_WORKER", "gw0")[2:])  # of the ports here
-PASSWORD = "secret"
 IN_VAIN = 4.0  # seconds after which a script that waits has not done its work; it takes about one
 REFUSED = r"\w+ authorization (is )?failed|^topic \S+: Authorization failed"
 
@@ -75,25 +71,6 @@ def acls() -> list[Acl]:
 ACLS = acls()
 SCRIPTS = list(dict.fromkeys(acl.script for acl in ACLS))
 USERS = {script: re.sub(r"\W+", "-", script) for script in SCRIPTS}
-
-
-def guarded(server: Server) -> Server:
-    """The broker with an authorizer. Who comes to its first port may do all; at the next one users log in."""
-    one, two, control = server.port, server.port + 1, server.port + 10000
-    users = " ".join(f'user_{user}="{PASSWORD}"' for user in USERS.values())
-    settings = {
-        "listeners": f"PLAINTEXT://127.0.0.1:{one},USERS://127.0.0.1:{two},CONTROLLER://127.0.0.1:{control}",
-        "advertised.listeners": f"PLAINTEXT://localhost:{one},USERS://localhost:{two}",
-        "listener.security.protocol.map": "PLAINTEXT:PLAINTEXT,CONTROLLER:PLAINTEXT,USERS:SASL_PLAINTEXT",
-        "inter.broker.listener.name": "PLAINTEXT",
-        "authorizer.class.name": "org.apache.kafka.metadata.authorizer.StandardAuthorizer",
-        "super.users": "User:ANONYMOUS",
-        "sasl.enabled.mechanisms": "PLAIN",
-        "listener.name.users.plain.sasl.jaas.config": (
-            f"org.apache.kafka.common.security.plain.PlainLoginModule required {users};"
-        ),
-    }
-    return replace(server, settings={**server.settings, **settings})
 
 
 @dataclass
@@ -140,13 +117,7 @@ class Doors:
             self.allow(acl)
 
     def login(self, script: str) -> dict[str, Any]:
-        return {
-            "KAFKA_BOOTSTRAP_SERVERS": f"localhost:{self.broker.port + 1}",
-            "KAFKA_SECURITY_PROTOCOL": "SASL_PLAINTEXT",
-            "KAFKA_SASL_MECHANISM": "PLAIN",
-            "KAFKA_SASL_USERNAME": USERS[script],
-            "KAFKA_SASL_PASSWORD": PASSWORD,
-        }
+        return {**login_as(self.broker, USERS[script])}
 
     def watch(self, script: str, done: Callable[[], bool], seconds: float) -> tuple[bool, str]:
         """Run a script that waits for ever, until its work is done or the time is over."""
@@ -175,22 +146,13 @@ class Doors:
 @pytest.fixture(scope="module")
 def doors(stack: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Doors]:
     """A pipeline that has carried an employee, and has the document's ACLs."""
-    (server,) = (guarded(server) for server in servers.servers(OFFSET, kafka="4") if server.kind == "kafka")
-    with ours_alone(state := Path(server.state)), pytest.MonkeyPatch.context() as patch:
-        purge(state)
-        try:
-            servers.up([server])
-            patch.setattr(config, "KAFKA", {**config.KAFKA, "bootstrap.servers": f"localhost:{server.port}"})
-            patch.setenv("KAFKA_BOOTSTRAP_SERVERS", f"localhost:{server.port}")
-            with new_pipeline(tmp_path_factory.mktemp("acls")) as pipeline:
-                pipeline.set_up()
-                query(pipeline.source(), "INSERT INTO employees (emp_id) VALUES (1)")
-                pipeline.drain()
-                doors = Doors(pipeline, server)
-                doors.allow(*ACLS)
-                yield doors
-        finally:
-            purge(state)
+    with guarded_kafka(OFFSET, USERS.values()) as broker, new_pipeline(tmp_path_factory.mktemp("acls")) as pipeline:
+        pipeline.set_up()
+        query(pipeline.source(), "INSERT INTO employees (emp_id) VALUES (1)")
+        pipeline.drain()
+        doors = Doors(pipeline, broker)
+        doors.allow(*ACLS)
+        yield doors
 
 
 # What each script does. Returns whether that was done within so many seconds, and what the script said.

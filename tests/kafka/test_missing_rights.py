@@ -3,20 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
-from pathlib import Path
+from dataclasses import dataclass
 from typing import Any
 
-import config
 from cdc.kafka import Brokers
 from harness.consuming import change, wait_until_read
 from harness.database import query
+from harness.guarded_kafka import guarded_kafka, login_as
 from harness.kafka import client_settings
-from harness.own_servers import ours_alone, purge
 from harness.pipeline import Pipeline, new_pipeline
 from harness.script import Script
 from harness.waiting import wait_until
-from stack import servers
 from stack.servers import Server
 
 import pytest
@@ -36,25 +33,6 @@ pytestmark = pytest.mark.long
 OFFSET = 3900  # of the ports here
 USERS = ("producer", "standby", "consumer", "admin")
 TOPIC, LETTERS, GROUP = "the topic", "the dead-letter topic", "the group"
-
-
-def guarded(server: Server) -> Server:
-    """The broker with an authorizer. Who comes to its first port may do all; at the next one users log in."""
-    one, two, control = server.port, server.port + 1, server.port + 10000
-    users = " ".join(f'user_{user}="secret"' for user in USERS)
-    settings = {
-        "listeners": f"PLAINTEXT://127.0.0.1:{one},USERS://127.0.0.1:{two},CONTROLLER://127.0.0.1:{control}",
-        "advertised.listeners": f"PLAINTEXT://localhost:{one},USERS://localhost:{two}",
-        "listener.security.protocol.map": "PLAINTEXT:PLAINTEXT,CONTROLLER:PLAINTEXT,USERS:SASL_PLAINTEXT",
-        "inter.broker.listener.name": "PLAINTEXT",
-        "authorizer.class.name": "org.apache.kafka.metadata.authorizer.StandardAuthorizer",
-        "super.users": "User:ANONYMOUS",
-        "sasl.enabled.mechanisms": "PLAIN",
-        "listener.name.users.plain.sasl.jaas.config": (
-            f"org.apache.kafka.common.security.plain.PlainLoginModule required {users};"
-        ),
-    }
-    return replace(server, settings={**server.settings, **settings})
 
 
 @dataclass
@@ -98,13 +76,7 @@ class Guarded:
             future.result(10)
 
     def login(self, user: str) -> dict[str, str]:
-        return {
-            "KAFKA_BOOTSTRAP_SERVERS": f"localhost:{self.broker.port + 1}",
-            "KAFKA_SECURITY_PROTOCOL": "SASL_PLAINTEXT",
-            "KAFKA_SASL_MECHANISM": "PLAIN",
-            "KAFKA_SASL_USERNAME": user,
-            "KAFKA_SASL_PASSWORD": "secret",
-        }
+        return login_as(self.broker, user)
 
     def start(self, script: str, user: str) -> Script:
         return self.pipeline.start(script, **self.login(user))
@@ -112,18 +84,9 @@ class Guarded:
 
 @pytest.fixture(scope="module")
 def guarded_pipeline(stack: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Guarded]:
-    (server,) = (guarded(server) for server in servers.servers(OFFSET, kafka="4") if server.kind == "kafka")
-    with ours_alone(state := Path(server.state)), pytest.MonkeyPatch.context() as patch:
-        purge(state)
-        try:
-            servers.up([server])
-            patch.setattr(config, "KAFKA", {**config.KAFKA, "bootstrap.servers": f"localhost:{server.port}"})
-            patch.setenv("KAFKA_BOOTSTRAP_SERVERS", f"localhost:{server.port}")
-            with new_pipeline(tmp_path_factory.mktemp("guarded")) as pipeline:
-                pipeline.set_up()
-                yield Guarded(pipeline, server)
-        finally:
-            purge(state)
+    with guarded_kafka(OFFSET, USERS) as broker, new_pipeline(tmp_path_factory.mktemp("guarded")) as pipeline:
+        pipeline.set_up()
+        yield Guarded(pipeline, broker)
 
 
 @pytest.fixture
