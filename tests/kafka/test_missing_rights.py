@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -30,7 +31,7 @@ from confluent_kafka.admin import (  # type: ignore[attr-defined]
 
 pytestmark = pytest.mark.long
 
-OFFSET = 3900  # of the ports here
+OFFSET = 5700 + 100 * int(os.environ.get("PYTEST_XDIST_WORKER", "gw0")[2:])  # of the ports here
 USERS = ("producer", "standby", "consumer", "admin")
 TOPIC, LETTERS, GROUP = "the topic", "the dead-letter topic", "the group"
 
