@@ -142,7 +142,7 @@ def session(destination: Destination, brokers: Brokers, report: Report, stop: cl
             if drain.done(consumer):
                 break
     finally:
-        offsets.leave(consumer)
+        offsets.leave(consumer, stop)
 
 
 @cli.script

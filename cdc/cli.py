@@ -128,6 +128,10 @@ class Stop:
         """Whether a stop was requested more than grace seconds ago."""
         return self.requested and time.monotonic() - self.since > grace
 
+    def time_left(self) -> float:
+        """Return the seconds until STOP_WAIT is over; all of it where no stop is requested."""
+        return max(0.0, self.since + STOP_WAIT - time.monotonic()) if self.requested else STOP_WAIT
+
     def sleep(self, seconds: float) -> None:
         """Wait, but for no more than a tenth of a second once a stop is requested."""
         end = time.monotonic() + seconds

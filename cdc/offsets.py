@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import config
+from cdc import cli
 from cdc.kafka import NO_BROKER, Brokers, make_client
 from cdc.outage import Outage
 from cdc.topic import topic_id
@@ -34,7 +35,8 @@ log = logging.getLogger(__name__)
 
 COMMIT_AGAIN = 1.0  # seconds without Kafka's answer to a commit
 CHECK_EVERY = 1.0  # seconds between two checks of the topic
-LEAVE_WAIT = 5.0  # seconds to wait for Kafka at the end
+LEAVE_WAIT = 4.0  # seconds to wait for Kafka at the end
+EXIT_TIME = 0.5  # seconds that the end of the script takes after that
 
 
 @dataclass
@@ -187,9 +189,13 @@ class Offsets:
 
     # Called at the end
 
-    def leave(self, consumer: Consumer) -> None:
-        """Commit what is left to commit and leave the group, if Kafka answers within LEAVE_WAIT seconds."""
-        end = time.monotonic() + (0.0 if self.brokers.down or self.brokers.fatal else LEAVE_WAIT)
+    def leave(self, consumer: Consumer, stop: cli.Stop) -> None:
+        """Commit what is left to commit and leave the group, if Kafka answers in time.
+
+        What is applied is applied: a group that we cannot leave makes no failure of it, and finds out by itself.
+        """
+        wait = min(LEAVE_WAIT, stop.time_left() - EXIT_TIME)
+        end = time.monotonic() + (0.0 if self.brokers.down or self.brokers.fatal else wait)
         self.leaving = True
         self.send(consumer)
         while self.pending and time.monotonic() < end and not self.brokers.down:
