@@ -1,0 +1,1 @@
+"""stack/: the servers without Docker."""
