@@ -3,6 +3,10 @@
 Can be run again at any time without harm; upgrades a log that has only the specified columns.
 
     python db_setup.py
+    python db_setup.py --roles    also the roles cdc_producer, cdc_consumer and cdc_monitor, with exactly their rights
+
+The passwords of the roles are CDC_PRODUCER_PASSWORD, CDC_CONSUMER_PASSWORD and CDC_MONITOR_PASSWORD. A role that is
+there keeps its password where none is set.
 """
 
 from __future__ import annotations
@@ -14,7 +18,7 @@ from pathlib import Path
 from typing import NoReturn
 
 import config
-from cdc import capture, cli
+from cdc import capture, cli, roles
 from cdc.postgres import address, connect_within, first_line
 from config import SCHEMA
 from employee import CDC_COLUMNS
@@ -126,7 +130,9 @@ def move_old_log(source: Connection) -> None:
 
 @cli.script
 def main() -> None:
-    cli.make_parser(__doc__).parse_args()
+    parser = cli.make_parser(__doc__)
+    parser.add_argument("--roles", action="store_true", help="make the roles, and take from PUBLIC what it has")
+    arguments = parser.parse_args()
     cli.start_logging()
     stop = cli.stop_on_signals()
     with (
@@ -135,11 +141,17 @@ def main() -> None:
     ):
         try:
             check(source, destination)
+            if arguments.roles:
+                roles.check(source, "source")
+                roles.check(destination, "destination")
             set_up(source, "source")
             move_old_log(source)
             print("source: ready")
             set_up(destination, "destination")
             print("destination: ready")
+            if arguments.roles:
+                roles.make(source, "source")
+                roles.make(destination, "destination")
             for line in capture.warnings(source, destination):
                 print(line)
         except psycopg2.Error as error:

@@ -25,6 +25,7 @@ Around them:
     cli, text           options, stopping, exit codes; texts of others made harmless
     status, comparison  the engines of `admin.py status` and `verify.py`
     verified            when verify.py last found both tables equal
+    roles               the roles of `db_setup.py --roles`, and their rights
 """
 
 import sys

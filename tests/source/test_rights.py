@@ -1,6 +1,6 @@
-"""The rights in PostgreSQL that docs/operations.md grants: with exactly these each script works, without one it cannot.
+"""The rights in PostgreSQL that we grant: with exactly these each script works, without one it cannot.
 
-The statements are read out of the document, so that it cannot tell anything else.
+The statements are read out of sql/*_roles.sql and docs/operations.md, so that these cannot tell anything else.
 """
 
 from __future__ import annotations
@@ -42,23 +42,31 @@ class Grant:
 
     def refusal(self) -> str:
         """What PostgreSQL says where it is missing, as a pattern."""
+        if self.name == "cdc_verified":  # what is stored there is not needed for anything else
+            return "this role may not use the table cdc_verified"
         if self.kind == "SCHEMA":  # without USAGE a name that is given without its schema is not found
             return f"{REFUSED} for schema|relation .* does not exist|no schema has been selected"
         return f"{REFUSED} for {self.kind.lower() or 'table'} " + ("" if self.kind == "DATABASE" else self.name)
 
 
 def statements() -> dict[str, list[str]]:
-    """The document's statements, by side."""
+    """The statements of the document, and the grants to the roles of db_setup.py --roles, by side."""
     section = (ROOT / "docs" / "operations.md").read_text(encoding="utf-8").split("\n## Rights\n")[1].split("\n## ")[0]
-    source, destination = section.split("\nand the destination:\n")
+    by_hand = dict(zip(SIDES, section.split("\nand the destination:\n"), strict=True))
     return {
-        side: re.findall(r"^    ((?:GRANT|REVOKE) .*;)$", text, re.MULTILINE)
-        for side, text in (("source", source), ("destination", destination))
+        side: re.findall(r"^    ((?:GRANT|REVOKE) .*;)$", text, re.MULTILINE) + granted_to_roles(side)
+        for side, text in by_hand.items()
     }
 
 
+def granted_to_roles(side: str) -> list[str]:
+    text = (ROOT / "sql" / f"{side}_roles.sql").read_text(encoding="utf-8")
+    lines: list[str] = re.findall(r"^(GRANT .*;)$", text, re.MULTILINE)
+    return [line.replace("public.", "").replace(':"DBNAME"', "postgres") for line in lines]
+
+
 def grants() -> list[Grant]:
-    """The document's statements, taken apart."""
+    """The same, taken apart."""
     found = []
     for side, lines in statements().items():
         for line in lines:
@@ -79,7 +87,7 @@ ROLES = sorted({grant.role for grant in GRANTS})
 
 @dataclass
 class Doors:
-    """A pipeline, and the roles that the document grants rights to, under names of this run."""
+    """A pipeline, and the roles that rights are granted to, under names of this run."""
 
     pipeline: Pipeline
     prefix: str
@@ -105,7 +113,7 @@ class Doors:
         return str(getattr(self.pipeline, f"{side}_url").rpartition("/")[2])
 
     def lock(self, only: str = "") -> None:
-        """Run the document's statements, or those that name one role."""
+        """Run the statements, or those that name one role."""
         for side, lines in statements().items():
             for line in lines:
                 if line.startswith("GRANT") and only not in line:
@@ -140,7 +148,7 @@ class Doors:
 
 @pytest.fixture(scope="module")
 def doors(stack: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Doors]:
-    """A pipeline that cdc_setup has set up, that has carried two employees and has the document's rights."""
+    """A pipeline that cdc_setup has set up, that has carried two employees and has these rights."""
     with new_pipeline(tmp_path_factory.mktemp("rights")) as pipeline:
         doors = Doors(pipeline, pipeline.name)
         names = [doors.role(role) for role in ROLES]
@@ -210,9 +218,11 @@ def consume(doors: Doors) -> tuple[bool, str]:
 
 
 def look(doors: Doors) -> tuple[bool, str]:
-    result = doors.run("cdc_status", "admin.py", "status", "--json")
+    result = doors.run("cdc_monitor", "admin.py", "status", "--json")
     found = json.loads(result.stdout)
     errors = [found[side]["error"] for side in SIDES if "error" in found[side]]
+    if unknown := found["destination"].get("comparison_unknown"):
+        errors.append(f"destination: {unknown}")
     return not errors, "\n".join([result.stderr, *errors])
 
 
@@ -230,9 +240,12 @@ def differ(doors: Doors) -> None:
     doors.as_superuser("destination", beyond, {"id": drawn + 5000})
 
 
-def compare(doors: Doors) -> tuple[bool, str]:
+def monitor(doors: Doors) -> tuple[bool, str]:
+    done, said = look(doors)
+    if not done:
+        return done, said
     differ(doors)
-    result = doors.run("cdc_verify", impatient(doors, "verify", "CONNECT_WAIT"), "--wait", "0")
+    result = doors.run("cdc_monitor", impatient(doors, "verify", "CONNECT_WAIT"), "--wait", "0")
     return "DIFFERENT: " in result.stdout, result.stdout + result.stderr
 
 
@@ -263,8 +276,7 @@ WORK = {
     "app": write,
     "cdc_producer": publish,
     "cdc_consumer": consume,
-    "cdc_status": look,
-    "cdc_verify": compare,
+    "cdc_monitor": monitor,
     "cdc_repair": repair,
     "cdc_demo": demonstrate,
 }
@@ -272,7 +284,7 @@ OF_SCRIPTS = [grant for grant in GRANTS if grant.role in WORK]
 
 
 @pytest.mark.parametrize("role", WORK)
-def test_with_exactly_the_documents_rights_the_work_is_done(doors: Doors, role: str) -> None:
+def test_with_exactly_its_rights_a_role_does_its_work(doors: Doors, role: str) -> None:
     done, said = WORK[role](doors)
     assert done, said
     assert REFUSED not in said
@@ -312,9 +324,9 @@ def test_the_application_reaches_nothing_but_employees(doors: Doors) -> None:
 
 
 def test_the_table_of_status_does_not_call_a_server_that_refuses_one_that_does_not_answer(doors: Doors) -> None:
-    missing = next(grant for grant in GRANTS if (grant.role, grant.name) == ("cdc_status", "emp_cdc"))
+    missing = next(grant for grant in GRANTS if (grant.role, grant.name) == ("cdc_monitor", "emp_cdc"))
     with doors.without(missing):
-        shown = doors.pipeline.run("admin.py", "status", COLUMNS="200", **doors.urls("cdc_status")).stdout
+        shown = doors.pipeline.run("admin.py", "status", COLUMNS="200", **doors.urls("cdc_monitor")).stdout
     assert re.search(rf"│ error +│ source at .*{REFUSED} for table emp_cdc", shown), shown
     assert "not answering" not in shown
 
@@ -322,19 +334,19 @@ def test_the_table_of_status_does_not_call_a_server_that_refuses_one_that_does_n
 def test_status_shows_where_the_producer_runs_to_a_role_that_may_read_it(doors: Doors) -> None:
     def shown() -> str:
         return str(
-            json.loads(doors.run("cdc_status", "admin.py", "status", "--json").stdout)["source"]["active_producer"]
+            json.loads(doors.run("cdc_monitor", "admin.py", "status", "--json").stdout)["source"]["active_producer"]
         )
 
     with doors.pipeline.running("producer.py") as producer:
         producer.wait_for("publishing from")
         assert re.fullmatch(r"pid \d+", shown())
-        doors.as_superuser("source", f"GRANT pg_read_all_stats TO {doors.role('cdc_status')}")
+        doors.as_superuser("source", f"GRANT pg_read_all_stats TO {doors.role('cdc_monitor')}")
         assert re.fullmatch(r"pid \d+ at \S+", shown())
 
 
 @pytest.fixture
 def setting_up(doors: Doors, bare_pipeline: Pipeline) -> Doors:
-    """Two empty databases with the document's rights for cdc_setup."""
+    """Two empty databases with the rights of cdc_setup."""
     empty = Doors(bare_pipeline, doors.prefix)
     empty.lock("cdc_setup")
     return empty
@@ -345,7 +357,7 @@ def set_up(doors: Doors) -> tuple[bool, str]:
     return result.returncode == 0, result.stdout + result.stderr
 
 
-def test_with_exactly_the_documents_rights_db_setup_works_and_again_as_the_owner(setting_up: Doors) -> None:
+def test_with_exactly_its_rights_db_setup_works_and_again_as_the_owner(setting_up: Doors) -> None:
     for _ in range(2):
         done, said = set_up(setting_up)
         assert done, said
