@@ -23,6 +23,10 @@ $(VENV)/.development: requirements-dev.txt $(VENV)/.scripts
 demo: $(VENV)/.scripts  ## servers, set-up, producer, consumer and test_cdc.py, then all stopped again
 	@sh stack/demo.sh $(RUN)
 
+.PHONY: lose
+lose: $(VENV)/.scripts up  ## the usual design loses rows, ours does not: side by side, live, at most a minute
+	@$(RUN) -m lose
+
 .PHONY: test
 test: lint  ## lint, types, and the suite on real servers: first what needs the machine alone; within 13 minutes
 	$(RUN) -m pytest -m "alone and not long"

@@ -4,6 +4,7 @@ For tests and benchmarks:
 
     pipeline      one pipeline: its databases, its topics, its scripts
     script        a script as a process
+    terminal      a script on a pseudo-terminal, and its screen
     database      statements on the databases of a pipeline
     kafka         what a topic holds
     waiting       wait for what must come true soon
