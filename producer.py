@@ -21,7 +21,7 @@ from cdc.history import History
 from cdc.kafka import NO_BROKER, Brokers, advise, make_client
 from cdc.message import Change, describe, to_json
 from cdc.outage import Outage
-from cdc.position import Position, PositionLost, load_position, save
+from cdc.position import Position, PositionLost, Saver, load_position
 from cdc.postgres import WrongSetting, connect, wait_for_database
 from cdc.progress import Report
 from cdc.publisher import KAFKA_SETTINGS, PAGE, NotPublished, publish
@@ -30,7 +30,6 @@ from cdc.upkeep import Upkeep
 
 import psycopg2
 from confluent_kafka import KafkaException, Producer
-from psycopg2.extensions import connection as Connection
 
 log = logging.getLogger("producer")
 
@@ -39,77 +38,69 @@ GIVE_UP = 60.0  # seconds after which --once gives up
 
 @dataclass(frozen=True)
 class Published:
-    """What run_once() moved: the position after it, how many changes, and the last page of them."""
+    """What run_once() published: how many changes, and the last page of them."""
 
-    position: Position
     count: int = 0  # 0 when the log is drained
     changes: list[Change] = field(default_factory=list)
     aside: int = 0  # how many of them the broker has refused for good
 
 
-def run_once(
-    source: Connection, producer: Producer, position: Position, stop: cli.Stop, page_size: int = PAGE
-) -> Published:
-    """Publish one page, and then save the position after it. Raises NotPublished, Stopped, PositionLost."""
-    page = read_page(source, position, page_size)
-    if not page.changes:  # nothing was published: the position's snapshot moves on, and need not be saved
-        return Published(Position(position.last_offset, page.snapshot))
+def run_once(producer: Producer, saver: Saver, stop: cli.Stop, page_size: int = PAGE) -> Published:
+    """Publish one page, and then advance the position. Raises NotPublished, Stopped."""
+    position = saver.position
+    page = read_page(saver.source, position, page_size)
+    if not page.changes:
+        saver.advance(Position(position.last_offset, page.snapshot), published=False)
+        return Published()
     if page.too_many_late:
-        return publish_late(source, producer, position, stop, page_size)
+        return publish_late(producer, saver, stop, page_size)
     aside = publish(producer, page.changes, stop)
-    # A crash here publishes the page again; the consumer's gate drops what it has already applied.
-    after = Position(max(position.last_offset, page.changes[-1].cdc_id), page.snapshot)
-    return Published(save(source, position, after), len(page.changes), without(page.changes, aside), len(aside))
+    # A crash before the position is saved publishes again; the consumer's gate drops what it has already applied.
+    saver.advance(Position(max(position.last_offset, page.changes[-1].cdc_id), page.snapshot))
+    return Published(len(page.changes), without(page.changes, aside), len(aside))
 
 
 def without(changes: list[Change], aside: list[Change]) -> list[Change]:
     return [change for change in changes if change not in aside] if aside else changes
 
 
-def publish_late(
-    source: Connection, producer: Producer, position: Position, stop: cli.Stop, page_size: int
-) -> Published:
-    """Publish all late rows of one snapshot, page by page, and then save the position with that snapshot.
+def publish_late(producer: Producer, saver: Saver, stop: cli.Stop, page_size: int) -> Published:
+    """Publish all late rows of one snapshot, page by page, and then advance the position to that snapshot.
 
     Nothing beyond the offset is published meanwhile: it may hold newer changes of the same employees. A crash before
     the end publishes the late rows again.
     """
+    position = saver.position
     count, snapshot, changes, refused = 0, position.snapshot, list[Change](), 0
-    for page in late_pages(source, position, page_size):
+    for page in late_pages(saver.source, position, page_size):
         aside = publish(producer, page.changes, stop)
         cli.raise_if_requested(stop)
         count, snapshot, changes = count + len(page.changes), page.snapshot, without(page.changes, aside)
         refused += len(aside)
-    return Published(save(source, position, Position(position.last_offset, snapshot)), count, changes, refused)
+    saver.advance(Position(position.last_offset, snapshot))
+    return Published(count, changes, refused)
 
 
-def stream(
-    source: Connection,
-    producer: Producer,
-    position: Position,
-    upkeep: Upkeep,
-    brokers: Brokers,
-    stop: cli.Stop,
-    once: bool,
-) -> None:
+def stream(producer: Producer, saver: Saver, upkeep: Upkeep, brokers: Brokers, stop: cli.Stop, once: bool) -> None:
     """Publish until a stop is requested, or with once until the log is drained."""
-    report, rest = Report(log, "published"), wakeup.Rest(source, stop)
+    report, rest = Report(log, "published"), wakeup.Rest(saver.source, stop)
     while not stop.requested:
         started = time.monotonic()
-        published = run_once(source, producer, position, stop)
-        position, took = published.position, time.monotonic() - started
-        position = upkeep.run_if_due(position, full=published.count >= PAGE)
+        published = run_once(producer, saver, stop)
+        took = time.monotonic() - started
+        saver.save_if_due()
+        upkeep.run_if_due(saver, full=published.count >= PAGE)
         if published.count:
             brokers.mark_up()
-            log_published(report, source, published, started)
+            log_published(report, saver, published, started)
         elif once:
             break
         report.idle()
-        rest.after(published.count, published.count >= PAGE, took, upkeep.due)
+        rest.after(published.count, published.count >= PAGE, took, min(upkeep.due, saver.due))
     report.end()
 
 
-def log_published(report: Report, source: Connection, published: Published, started: float) -> None:
+def log_published(report: Report, saver: Saver, published: Published, started: float) -> None:
     def describe_changes() -> list[str]:
         described = (describe(to_json(change)) for change in published.changes)
         return [f"{name} → published, log offset {offset}" for name, offset in described]
@@ -117,7 +108,7 @@ def log_published(report: Report, source: Connection, published: Published, star
     if not published.changes:
         return
     full = published.count >= PAGE
-    count_left = (lambda: count_unpublished(source, published.position)) if full else None
+    count_left = (lambda: count_unpublished(saver.source, saver.position)) if full else None
     report.batch(published.count - published.aside, published.changes[-1].cdc_id, started, describe_changes, count_left)
 
 
@@ -137,7 +128,8 @@ def session(brokers: Brokers, outage: Outage, stop: cli.Stop, once: bool) -> Non
         outage.over()
         brokers.mark_up()
         log.info("publishing from log offset %s to topic %s", f"{position.last_offset:,}", config.KAFKA_TOPIC)
-        stream(source, producer, position, Upkeep(source, history), brokers, stop, once)
+        with Saver(source, position) as saver:
+            stream(producer, saver, Upkeep(source, history), brokers, stop, once)
 
 
 @cli.script

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+import math
+import time
 from dataclasses import dataclass
 
 from config import SCHEMA
@@ -12,10 +14,14 @@ from psycopg2.extensions import connection as Connection
 
 log = logging.getLogger(__name__)
 
+EVERY = 0.2  # seconds between two saves
 SAVE = f"""
 UPDATE {SCHEMA}.cdc_position SET last_offset = %(last_offset)s, snapshot = %(snapshot)s, saved_at = clock_timestamp()
 WHERE last_offset = %(saved_offset)s
 """
+# By the place of the row's newest version. A search, also by the key, reads all dead versions, which an old snapshot
+# (pg_dump, a report) keeps. The row is elsewhere if somebody else has written it, or VACUUM FULL.
+AT_PLACE, RETURN_PLACE = "AND ctid = %(place)s::tid", "RETURNING ctid"
 LOAD = f"""
 SELECT last_offset, snapshot::text,
        c.system_identifier <> p.system_identifier
@@ -94,15 +100,57 @@ def rebase(source: Connection, restored: Position) -> None:
         cursor.execute(REBASE)
 
 
-def save(source: Connection, saved: Position, position: Position) -> Position:
-    """Save a position, but only over the one saved before. Raises PositionLost if that is not there."""
-    values = {
-        "last_offset": position.last_offset,
-        "snapshot": position.snapshot,
-        "saved_offset": saved.last_offset,
-    }
+@dataclass
+class Saver:
+    """Where the producer stands. It is saved some times a second at most: a lost save only publishes again."""
+
+    source: Connection
+    position: Position
+    unsaved: bool = False  # whether something was published since the last save
+    next_save: float = 0.0  # the earliest (time.monotonic)
+    place: str | None = None  # of the saved row
+
+    def __post_init__(self) -> None:
+        self.saved = self.position
+
+    def __enter__(self) -> Saver:
+        return self
+
+    def __exit__(self, _kind: object, error: BaseException | None, _trace: object) -> None:
+        """Save, unless the source is what failed."""
+        if not isinstance(error, (psycopg2.Error, PositionLost)):
+            self.save()
+
+    def advance(self, position: Position, published: bool = True) -> None:
+        """Go on to a position. Where nothing was published on the way, it need not be saved."""
+        self.position, self.unsaved = position, self.unsaved or published
+
+    def restart_at(self, position: Position) -> None:
+        """Go on from a position that has been saved by other means."""
+        self.position, self.saved, self.unsaved = position, position, False
+
+    @property
+    def due(self) -> float:
+        """When to save (time.monotonic)."""
+        return self.next_save if self.unsaved else math.inf
+
+    def save_if_due(self) -> None:
+        if time.monotonic() >= self.due:
+            self.save()
+
+    def save(self) -> None:
+        """Save the position now. Raises PositionLost if the one that was saved before is not there."""
+        if self.unsaved:
+            self.place = save(self.source, self.saved, self.position, self.place)
+            self.saved, self.unsaved, self.next_save = self.position, False, time.monotonic() + EVERY
+
+
+def save(source: Connection, saved: Position, position: Position, place: str | None) -> str:
+    """Save a position, but only over the one saved before. Returns the row's place. Raises PositionLost."""
+    values = {**vars(position), "saved_offset": saved.last_offset, "place": place}
     with source.cursor() as cursor:
-        cursor.execute(SAVE, values)
-        if cursor.rowcount != 1:
-            raise PositionLost("the position in the source was moved by someone else; reading it again")
-    return position
+        for where in (AT_PLACE, "") if place else ("",):
+            cursor.execute(f"{SAVE} {where} {RETURN_PLACE}", values)
+            if found := cursor.fetchone():
+                return str(found[0])
+    raise PositionLost("the position in the source was moved by someone else; reading it again")

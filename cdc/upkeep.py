@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from cdc import capture
 from cdc.emp_cdc import Pruner
 from cdc.history import History
-from cdc.position import Position
+from cdc.position import Saver
 
 from psycopg2.extensions import connection as Connection
 
@@ -33,13 +33,16 @@ class Upkeep:
         """When to come back (time.monotonic)."""
         return min(self.history_due, self.prune_due)
 
-    def run_if_due(self, position: Position, full: bool) -> Position:
-        """Return where to go on. full: more is waiting to be published, so pruning can wait."""
+    def run_if_due(self, saver: Saver, full: bool) -> None:
+        """full: more is waiting to be published, so pruning can wait."""
         self.watch.check()
         now = time.monotonic()
         if now >= self.history_due:
-            position = self.history.check_running(position)
+            saver.save()
+            position = self.history.check_running(saver.position)
+            if position is not saver.position:
+                saver.restart_at(position)
             self.history_due = time.monotonic() + EVERY
         if now >= self.prune_due and not full:
-            self.prune_due = time.monotonic() + (PRUNE_PAUSE if self.pruner.prune(position) else EVERY)
-        return position
+            # What is not saved yet would be published again after a crash, so it stays.
+            self.prune_due = time.monotonic() + (PRUNE_PAUSE if self.pruner.prune(saver.saved) else EVERY)

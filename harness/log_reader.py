@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import producer
 from cdc import cli, emp_cdc
 from cdc.message import Change
-from cdc.position import Position
+from cdc.position import Position, Saver
 from harness.database import query
 from harness.waiting import wait_until
 
@@ -28,14 +28,18 @@ class Reader:
 
     source: Connection
     client: Producer
-    position: Position
+    saver: Saver
     published: list[Change] = field(default_factory=list)
     pages: list[int] = field(default_factory=list)  # their sizes
 
+    @property
+    def position(self) -> Position:
+        return self.saver.position
+
     def poll(self, page_size: int = ALL) -> bool:
         """Whether there was something to publish."""
-        published = producer.run_once(self.source, self.client, self.position, cli.Stop(), page_size)
-        self.position = published.position
+        published = producer.run_once(self.client, self.saver, cli.Stop(), page_size)
+        self.saver.save()
         return bool(published.count)
 
     def drain(self, page_size: int = ALL) -> None:

@@ -9,7 +9,7 @@ import producer
 from cdc import cli, emp_cdc, publisher
 from cdc.kafka import Brokers, make_client
 from cdc.message import Change
-from cdc.position import load_position
+from cdc.position import Saver, load_position
 from harness.capturing import SOURCE
 from harness.database import query
 from harness.log_reader import Reader
@@ -45,7 +45,7 @@ def read(pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callab
     def make() -> Reader:
         source = pipeline.source()
         query(source, emp_cdc.SESSION)
-        readers.append(Reader(source, client, load_position(source)))
+        readers.append(Reader(source, client, Saver(source, load_position(source))))
         return readers[-1]
 
     monkeypatch.setattr(producer, "publish", publish_and_record)

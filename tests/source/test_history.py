@@ -31,6 +31,7 @@ DELETE FROM emp_cdc WHERE cdc_id > (SELECT last_offset FROM backup.position);
 UPDATE cdc_position SET last_offset = backup.last_offset, snapshot = backup.snapshot FROM backup.position AS backup;
 """
 SEQUENCE_BACK = "SELECT setval('emp_cdc_cdc_id_seq', last_offset) FROM backup.position"
+KILLED_AT_SAVE = f"from cdc import position; position.save = lambda *_: {KILL}"
 ALARMS = ("BACK IN TIME", "ANOTHER LOG", "ANOTHER SERVER")
 
 
@@ -226,11 +227,13 @@ def test_a_copy_that_replaces_the_original_goes_on(pipeline: Pipeline, copy: str
 
 
 @pytest.mark.parametrize(
-    "at", ["save", "publish"], ids=["before the position is saved", "before the page is published"]
+    "killed",
+    [KILLED_AT_SAVE, f"producer.publish = lambda *_: {KILL}"],
+    ids=["before the position is saved", "before the page is published"],
 )
-def test_a_killed_producer_is_no_other_history(pipeline: Pipeline, source: Connection, at: str) -> None:
+def test_a_killed_producer_is_no_other_history(pipeline: Pipeline, source: Connection, killed: str) -> None:
     raise_salaries(source, 3)
-    pipeline.run(pipeline.sabotaged("import producer", f"producer.{at} = lambda *_: {KILL}"), "--once")
+    pipeline.run(pipeline.sabotaged("import producer", killed), "--once")
     assert not any(alarm in publish(pipeline) for alarm in ALARMS)
     assert {record.cdc_id for record in published(pipeline)} == set(range(1, 17))
 
@@ -256,7 +259,7 @@ def test_a_producer_that_runs_under_load_sees_no_other_log(pipeline: Pipeline, s
 
 def test_values_of_all_kinds_are_known_again(pipeline: Pipeline, source: Connection) -> None:
     query(source, "INSERT INTO employees (first_name, dob) VALUES (E'\\\\ \"ü', 'infinity'), (NULL, '0044-03-15 BC')")
-    pipeline.run(pipeline.sabotaged("import producer", f"producer.save = lambda *_: {KILL}"), "--once")
+    pipeline.run(pipeline.sabotaged("import producer", KILLED_AT_SAVE), "--once")
     assert not any(alarm in publish(pipeline) for alarm in ALARMS)
 
 
@@ -269,7 +272,7 @@ def test_a_late_row_a_pruned_log_and_rolled_back_changes_are_no_other_history(
     query(source, INSERT)
     read().drain()
     query(late, "COMMIT")
-    pipeline.run(pipeline.sabotaged("import producer", f"producer.save = lambda *_: {KILL}"), "--once")
+    pipeline.run(pipeline.sabotaged("import producer", KILLED_AT_SAVE), "--once")
     assert not any(alarm in publish(pipeline) for alarm in ALARMS)
     query(undone, f"BEGIN; {INSERT}; ROLLBACK")
     query(source, "DELETE FROM emp_cdc")

@@ -14,12 +14,14 @@ import pytest
 from psycopg2.extensions import connection as Connection
 
 
-def crash(pipeline: Pipeline, page_size: int, page: int, *instead: str) -> None:
+def crash(pipeline: Pipeline, page_size: int, page: int, *instead: str, every: float = 0) -> None:
     """Run producer.py --once until it publishes the page that begins at this offset; there it does something else
-    instead, which kills it."""
+    instead, which kills it. It saves the position at most once in so many seconds."""
     body = "\n        ".join(instead)
     publish = f"""
-publish, save = producer.publish, producer.save
+from cdc import position
+position.EVERY = {every}
+publish, save = producer.publish, position.save
 def sabotaged(client, page, stop):
     if page[0].cdc_id == {page}:
         {body}
@@ -40,8 +42,8 @@ producer.publish = sabotaged
             None,  # how much of the page has left the client is up to chance
             id="the page is handed to the client",
         ),
-        pytest.param(f"producer.save = lambda *_: {KILL}", 1_000, 1_000, id="Kafka has acknowledged the page"),
-        pytest.param(f"producer.save = lambda *_: (save(*_), {KILL})", 2_000, 0, id="the position is saved"),
+        pytest.param(f"position.save = lambda *_: {KILL}", 1_000, 1_000, id="Kafka has acknowledged the page"),
+        pytest.param(f"position.save = lambda *_: (save(*_), {KILL})", 2_000, 0, id="the position is saved"),
     ],
 )
 def test_a_producer_killed_when_loses_nothing(
@@ -59,6 +61,16 @@ def test_a_producer_killed_when_loses_nothing(
     assert set(ids) == set(range(1, 3_001))
     if repeated is not None:
         assert len(ids) - 3_000 == repeated
+
+
+def test_pages_that_were_published_and_not_saved_are_published_again(pipeline: Pipeline) -> None:
+    source = pipeline.source()
+    query(source, "INSERT INTO employees (salary) SELECT generate_series(1, 3000)")
+    crash(pipeline, 1_000, 1_001, f"position.save = lambda *_: {KILL}", every=60)
+    assert query(source, "SELECT last_offset FROM cdc_position") == [(1_000,)]
+    pipeline.drain()
+    assert pipeline.equal()
+    assert len(published(pipeline)) == 5_000
 
 
 def test_a_producer_killed_between_pages_of_late_rows_starts_their_round_again(

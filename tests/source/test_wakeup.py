@@ -32,9 +32,7 @@ def streaming(reader: Reader) -> Iterator[Future[None]]:
     stop, brokers = cli.Stop(), Brokers()
     upkeep = Upkeep(reader.source, History(reader.source, Tail(brokers), stop))
     with ThreadPoolExecutor(1) as pool:
-        stream = pool.submit(
-            producer.stream, reader.source, reader.client, reader.position, upkeep, brokers, stop, once=False
-        )
+        stream = pool.submit(producer.stream, reader.client, reader.saver, upkeep, brokers, stop, once=False)
         try:
             yield stream
         finally:
