@@ -5,6 +5,7 @@ python admin.py create --partitions 6         the same with 6 partitions; adds t
 python admin.py delete                        delete both topics; asks first
 python admin.py status                        one screen: source, log, topic, consumer group, destination
 python admin.py status --json                 the same as JSON
+python admin.py trace 7                       where the changes of employee 7 are; --json as JSON
 python admin.py rewind                        read the topic again from its first message, as after a restore
 python admin.py rewind --since 2026-11-22     or from the first message since a time
 python admin.py dead-letters                  list the dead letters; --json as JSON
@@ -15,13 +16,14 @@ python admin.py dead-letters --discard        delete them; asks first
 from __future__ import annotations
 
 import argparse
+import re
 import sys
 import time
 from datetime import datetime
 from typing import Any
 
 import config
-from cdc import cli, dead_letters, status
+from cdc import cli, dead_letters, status, trace_screen
 from cdc.kafka import Brokers, make_client
 from cdc.postgres import WrongSetting
 from cdc.topic import (
@@ -34,6 +36,7 @@ from cdc.topic import (
     topic_id,
     trusted_offsets,
 )
+from employee import INT4
 
 from confluent_kafka import KafkaError, KafkaException
 from confluent_kafka.admin import AdminClient, NewPartitions, NewTopic, OffsetSpec  # type: ignore[attr-defined]
@@ -168,7 +171,7 @@ def count_letters_ever(admin: AdminClient, existing: dict[str, Any]) -> int:
 
 def parse_arguments() -> argparse.Namespace:
     parser = cli.make_parser(__doc__, verbose="log what the Kafka client says")
-    commands = parser.add_subparsers(dest="command", metavar="create | delete | status | rewind | dead-letters")
+    commands = parser.add_subparsers(dest="command", metavar="create | delete | status | trace | rewind | dead-letters")
     creating = commands.add_parser("create", help="create the topics (also without a command)")
     creating.add_argument("--partitions", type=positive, help=f"default {PARTITIONS}")
     creating.add_argument("--replication-factor", type=positive, help=f"default {REPLICATION_FACTOR}")
@@ -176,6 +179,9 @@ def parse_arguments() -> argparse.Namespace:
     deleting.add_argument("--yes", action="store_true", help="do not ask")
     showing = commands.add_parser("status", help="show where every change is")
     showing.add_argument("--json", action="store_true", help="as JSON")
+    tracing = commands.add_parser("trace", help="show where the changes of one employee are")
+    tracing.add_argument("emp_id", type=employee_id, metavar="EMP_ID")
+    tracing.add_argument("--json", action="store_true", help="as JSON")
     rewinding = commands.add_parser("rewind", help="let the stopped consumers read the topic again")
     rewinding.add_argument("--since", type=moment, metavar="TIME", help="such as 2026-11-22T18:30; default: all of it")
     letters = commands.add_parser("dead-letters", help="list what could not be applied, send it again, or delete it")
@@ -194,6 +200,12 @@ def positive(text: str) -> int:
     digits = text.isascii() and text.isdigit() and len(text) <= len(str(MAX_PARTITIONS))
     if not (digits and 0 < int(text) <= MAX_PARTITIONS):
         raise argparse.ArgumentTypeError(f"{text!r} is not a number from 1 to {MAX_PARTITIONS}")
+    return int(text)
+
+
+def employee_id(text: str) -> int:
+    if not (re.fullmatch(r"-?[0-9]{1,10}", text) and INT4[0] <= int(text) <= INT4[1]):
+        raise argparse.ArgumentTypeError(f"{text!r} is not an emp_id: give a whole number from {INT4[0]} to {INT4[1]}")
     return int(text)
 
 
@@ -223,6 +235,8 @@ def main() -> None:
             rewind(admin, arguments.since)
         elif arguments.command == "status":
             sys.exit(status.run(admin, arguments.json))
+        elif arguments.command == "trace":
+            sys.exit(trace_screen.run(admin, arguments.emp_id, arguments.json))
         else:
             create(admin, getattr(arguments, "partitions", None), getattr(arguments, "replication_factor", None))
     except WrongSetting as error:

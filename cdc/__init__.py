@@ -24,6 +24,8 @@ Around them:
     outage, progress    wait longer and longer, warn once; report what moved
     cli, text           options, stopping, exit codes; texts of others made harmless
     status, comparison  the engines of `admin.py status` and `verify.py`
+    trace, search       where one employee's changes are; the last messages of a topic that match
+    verdict, trace_screen  where an employee's newest change hangs; what `admin.py trace` shows
     verified            when verify.py last found both tables equal
     roles               the roles of `db_setup.py --roles`, and their rights
 """

@@ -315,10 +315,10 @@ def decode(value: bytes | str | None) -> str | None:
     return value.decode(errors="backslashreplace") if isinstance(value, bytes) else value
 
 
-def timestamp(message: Message) -> str | None:
+def timestamp(message: Message, precision: str = "seconds") -> str | None:
     kind, milliseconds = message.timestamp()
     try:
-        return datetime.fromtimestamp(milliseconds / 1000).astimezone().isoformat(timespec="seconds") if kind else None
+        return datetime.fromtimestamp(milliseconds / 1000).astimezone().isoformat(timespec=precision) if kind else None
     except (ValueError, OverflowError, OSError):  # a stranger's time can be any number
         return None
 

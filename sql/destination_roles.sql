@@ -58,6 +58,6 @@ GRANT USAGE ON SCHEMA public TO cdc_consumer, cdc_monitor;
 GRANT SELECT, INSERT, UPDATE, DELETE ON public.employees TO cdc_consumer;
 GRANT SELECT, INSERT, UPDATE ON public.cdc_applied TO cdc_consumer;
 
--- admin.py status and verify.py; cdc_verified tells status when verify.py last found both sides equal
+-- admin.py status and trace, verify.py; cdc_verified tells status when verify.py last found both sides equal
 GRANT SELECT ON public.employees, public.cdc_applied, public.cdc_verified TO cdc_monitor;
 COMMIT;

@@ -59,7 +59,7 @@ GRANT SELECT, UPDATE, DELETE ON public.emp_cdc TO cdc_producer;
 GRANT SELECT, UPDATE ON public.cdc_position TO cdc_producer;
 GRANT SELECT, UPDATE ON SEQUENCE public.emp_cdc_cdc_id_seq TO cdc_producer;
 
--- admin.py status and verify.py
+-- admin.py status and trace, verify.py
 GRANT SELECT ON public.employees, public.emp_cdc, public.cdc_position TO cdc_monitor;
 GRANT SELECT ON SEQUENCE public.emp_cdc_cdc_id_seq TO cdc_monitor;
 COMMIT;

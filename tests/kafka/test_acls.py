@@ -137,9 +137,9 @@ class Doors:
         found = self.admin.list_topics(timeout=10).topics
         return {name: len(topic.partitions) for name, topic in found.items()}
 
-    def bury(self) -> None:
+    def bury(self, key: str | None = None) -> None:
         producer = Producer(client_settings())
-        producer.produce(f"{self.pipeline.topic}_dlq", "a letter")
+        producer.produce(f"{self.pipeline.topic}_dlq", "a letter", key)
         assert producer.flush(10) == 0
 
 
@@ -188,6 +188,14 @@ def look(doors: Doors, _seconds: float) -> tuple[bool, str]:
     found = json.loads(result.stdout)["kafka"]
     letters = len(doors.pipeline.dead_letters())
     return found.get("dead_letters") == letters, found.get("error", "") + result.stderr
+
+
+def trace(doors: Doors, _seconds: float) -> tuple[bool, str]:
+    """Of an employee that has a message and a dead letter."""
+    doors.bury("1")
+    result = doors.run("admin.py trace", "1", "--json")
+    found = json.loads(result.stdout)
+    return bool(found["messages"] and found["letters"]), found["errors"].get("kafka", "") + result.stderr
 
 
 def list_letters(doors: Doors, _seconds: float) -> tuple[bool, str]:
@@ -256,6 +264,7 @@ WORK = {
     "admin.py create --partitions": grow,
     "admin.py delete": delete,
     "admin.py status": look,
+    "admin.py trace": trace,
     "admin.py rewind": rewind,
     "admin.py dead-letters": list_letters,
     "admin.py dead-letters --replay": replay,

@@ -218,12 +218,15 @@ def consume(doors: Doors) -> tuple[bool, str]:
 
 
 def look(doors: Doors) -> tuple[bool, str]:
+    """By `status` and by `trace`."""
     result = doors.run("cdc_monitor", "admin.py", "status", "--json")
     found = json.loads(result.stdout)
     errors = [found[side]["error"] for side in SIDES if "error" in found[side]]
     if unknown := found["destination"].get("comparison_unknown"):
         errors.append(f"destination: {unknown}")
-    return not errors, "\n".join([result.stderr, *errors])
+    traced = doors.run("cdc_monitor", "admin.py", "trace", "1", "--json")
+    errors += json.loads(traced.stdout)["errors"].values()
+    return not errors, "\n".join([result.stderr, traced.stderr, *errors])
 
 
 def impatient(doors: Doors, module: str, setting: str) -> str:
