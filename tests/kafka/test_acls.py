@@ -55,7 +55,9 @@ class Acl:
 
 
 def acls() -> list[Acl]:
-    section = (ROOT / "docs" / "operations.md").read_text(encoding="utf-8").split("\n## Rights\n")[1].split("\n## ")[0]
+    section = (
+        (ROOT / "docs" / "operations.md").read_text(encoding="utf-8").split("\n**Kafka's ACLs**")[1].split("\n## ")[0]
+    )
     header, _, *rows = (
         [cell.strip() for cell in line.split("|")[1:-1]] for line in re.findall(r"^\|.*", section, re.M)
     )
