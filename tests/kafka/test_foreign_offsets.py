@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from contextlib import closing
 
 from harness.consuming import change, wait_until_read
@@ -56,6 +57,20 @@ def test_what_a_stranger_has_read_as_a_member_of_the_group_is_applied_all_the_sa
     assert f"as group {pipeline.name}, partitions 0, 1, 2." in line
     assert GONE not in output
     assert NOT_OURS not in consume(pipeline)
+
+
+def test_status_counts_from_where_the_consumer_will_read_on_and_not_from_a_strangers_offset(pipeline: Pipeline) -> None:
+    send(pipeline, 1)
+    consume(pipeline)
+    send(pipeline, 2)
+    assert lags(pipeline) == [1, 1, 1]
+    look_in(pipeline)
+    assert lags(pipeline) == [2, 2, 2]
+
+
+def lags(pipeline: Pipeline) -> list[int]:
+    status = json.loads(pipeline.run("admin.py", "status", "--json").stdout)
+    return [partition["lag"] for partition in status["kafka"]["partitions"]]
 
 
 def test_messages_that_are_gone_after_a_stranger_has_read_them_are_said_loudly(pipeline: Pipeline) -> None:

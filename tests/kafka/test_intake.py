@@ -59,6 +59,17 @@ def reading_from_the_end(pipeline: Pipeline) -> Iterator[Consumer]:
         yield reading
 
 
+def test_a_batch_holds_no_more_bad_messages_than_a_crash_may_send_again(pipeline: Pipeline) -> None:
+    count = 3 * intake.MAX_BAD
+    with reading_from_the_end(pipeline) as reading:
+        pipeline.send(*(f"no change {number}" for number in range(count)), partition=0)
+        taking, sizes = intake.Intake(reading), list[int]()
+        while sum(sizes) < count:
+            batch, _ = taking.take_batch()
+            sizes.append(len(batch.bad))
+        assert max(sizes) < intake.MAX_BAD + intake.CHUNK
+
+
 @pytest.mark.timing
 @pytest.mark.parametrize("expect_folding", [False, True])
 def test_a_backlog_that_is_read_does_not_wait_for_what_trickles_in_after_it(
