@@ -47,16 +47,15 @@ class Published:
 
 def run_once(producer: Producer, saver: Saver, stop: cli.Stop, page_size: int = PAGE) -> Published:
     """Publish one page, and then advance the position. Raises NotPublished, Stopped."""
-    position = saver.position
-    page = read_page(saver.source, position, page_size)
+    page = read_page(saver.source, saver.position, page_size)
     if not page.changes:
-        saver.advance(Position(position.last_offset, page.snapshot), published=False)
+        saver.advance(page.position_after(saver.position), published=False)
         return Published()
     if page.too_many_late:
         return publish_late(producer, saver, stop, page_size)
     aside = publish(producer, page.changes, stop)
     # A crash before the position is saved publishes again; the consumer's gate drops what it has already applied.
-    saver.advance(Position(max(position.last_offset, page.changes[-1].cdc_id), page.snapshot))
+    saver.advance(page.position_after(saver.position))
     return Published(len(page.changes), without(page.changes, aside), len(aside))
 
 

@@ -45,8 +45,9 @@ SET enable_seqscan = off;
 SET plan_cache_mode = force_generic_plan;
 LISTEN emp_cdc;
 PREPARE poll (bigint, pg_snapshot, bigint) AS
--- the first row: the snapshot of this statement
-SELECT NULL::bigint AS cdc_id, NULL::int, pg_current_snapshot()::text, NULL, NULL, NULL, NULL::int, NULL
+-- the first row: the snapshot of this statement, and the newest log offset that anybody has drawn
+SELECT NULL::bigint AS cdc_id, NULL::int, pg_current_snapshot()::text,
+       pg_sequence_last_value('{SCHEMA}.emp_cdc_cdc_id_seq')::text, NULL, NULL, NULL::int, NULL
 UNION ALL
 SELECT {CHANGE} FROM
     -- late rows: their transaction ran at the time of the saved snapshot
@@ -69,6 +70,8 @@ SELECT {CHANGE}, (SELECT pg_current_snapshot()::text)
 FROM (SELECT {COLUMNS} {LATE}) AS change ORDER BY cdc_id
 """.replace("$1", "%(last_offset)s").replace("$2", "%(snapshot)s::pg_snapshot")
 LATE_PAGE = "FETCH FORWARD %(page_size)s FROM late"
+
+MANY_DRAWN = 1_000  # offsets of open transactions; a poll wades through fewer in no time
 
 COUNT_UNPUBLISHED = f"SELECT greatest(max(cdc_id) - %(last_offset)s, 0) FROM {SCHEMA}.emp_cdc"
 TEXT, VARCHAR = 25, 1043  # PostgreSQL's numbers of the types
@@ -98,7 +101,19 @@ class Page:
 
     changes: list[Change]
     snapshot: str
+    drawn: int = 0  # the newest log offset at the time
     too_many_late: bool = False  # more late rows than a page: publish none of these, use late_pages()
+
+    def position_after(self, position: Position) -> Position:
+        """Return where to go on once these changes are published.
+
+        With no changes, all that the snapshot shows is published, whatever the offset. If open transactions have drawn
+        many offsets, the position skips those: each poll would wade through their rows. They become late rows.
+        """
+        newest = self.changes[-1].cdc_id if self.changes else 0
+        if not self.changes and self.drawn - position.last_offset > MANY_DRAWN:
+            newest = self.drawn
+        return Position(max(position.last_offset, newest), self.snapshot)
 
 
 def prepare(source: Connection) -> None:
@@ -147,10 +162,10 @@ def read_page(source: Connection, position: Position, page_size: int) -> Page:
     values = {"last_offset": position.last_offset, "snapshot": position.snapshot, "page_size": page_size}
     with source.cursor() as cursor:
         cursor.execute(POLL, values)
-        (_, _, snapshot, *_), *rows = cursor.fetchall()
+        (_, _, snapshot, drawn, *_), *rows = cursor.fetchall()
     changes = [Change(*row) for row in rows]
     too_many_late = len(changes) > page_size and changes[page_size].cdc_id <= position.last_offset
-    return Page(changes, snapshot, too_many_late)
+    return Page(changes, snapshot, int(drawn or 0), too_many_late)
 
 
 def late_pages(source: Connection, position: Position, page_size: int) -> Iterator[Page]:

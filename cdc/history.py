@@ -33,10 +33,11 @@ MAX_SEQUENCE_JUMP = 10**12  # log offsets; nobody's log lost more. A message fur
 TOPIC_EVERY = 60.0  # seconds between two looks at the topic
 
 SEQUENCE = f"SELECT last_value - (NOT is_called)::int FROM {SCHEMA}.emp_cdc_cdc_id_seq"
-# The sequence, the log's head, whether a row has a transaction that this server has not reached, the newest row that
-# was removed before it was published, and whether db_setup.py is moving the rows of an old log.
+# The sequence, the log's head if it is beyond that, whether a row has a transaction that this server has not reached,
+# the newest row that was removed before it was published, and whether db_setup.py is moving the rows of an old log.
 STATE = f"""
-SELECT last_value - (NOT is_called)::int, (SELECT coalesce(max(cdc_id), 0) FROM {SCHEMA}.emp_cdc),
+SELECT last_value - (NOT is_called)::int,
+       (SELECT coalesce(max(cdc_id), 0) FROM {SCHEMA}.emp_cdc WHERE cdc_id >= last_value),
        EXISTS (SELECT FROM {SCHEMA}.emp_cdc WHERE txid >= pg_snapshot_xmax(pg_current_snapshot())),
        (SELECT removed FROM {SCHEMA}.cdc_position), to_regclass('{SCHEMA}.emp_cdc_old') IS NOT NULL
 FROM {SCHEMA}.emp_cdc_cdc_id_seq
