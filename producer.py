@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 import config
 from cdc import cli, wakeup
 from cdc.emp_cdc import count_unpublished, late_pages, prepare, read_page
+from cdc.flush import bound_waits
 from cdc.history import History
 from cdc.kafka import NO_BROKER, Brokers, advise, make_client
 from cdc.message import Change, describe, to_json
@@ -139,7 +140,9 @@ def main() -> None:
     cli.start_logging(arguments.verbose)
     gc.set_threshold(cli.FEW_COLLECTIONS)
     stop, brokers = cli.stop_on_signals(), Brokers()
-    outage = Outage(stop, give_up_after=GIVE_UP if arguments.once else float("inf"))
+    limit = GIVE_UP if arguments.once else float("inf")
+    bound_waits(limit, brokers)
+    outage = Outage(stop, give_up_after=limit)
     while not stop.requested:
         try:
             session(brokers, outage, stop, arguments.once)

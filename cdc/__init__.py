@@ -10,6 +10,7 @@ In the order in which a change meets them:
     wakeup        the advisory locks: one active producer; sleep without missing a change
     message       a change as a Kafka message
     publisher     hand a page to Kafka and wait until all of it is acknowledged
+    flush         the wait for the acknowledgements: report one that lasts
     intake        messages into batches, read ahead while the destination works
     apply         the statement that applies records through the gate
     destination   apply a batch whatever happens: wait out outages, single out what is refused

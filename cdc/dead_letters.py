@@ -16,7 +16,8 @@ from typing import Any
 
 import config
 from cdc import cli
-from cdc.kafka import Brokers, advise, flush, make_client
+from cdc.flush import flush
+from cdc.kafka import Brokers, advise, make_client
 from cdc.progress import LINES_PER_SECOND, NAMED
 from cdc.topic import partition_numbers
 
@@ -157,7 +158,7 @@ def produce_all(
     try:
         for number, message in enumerate(messages):
             producer.produce(topic, **message, on_delivery=answer_for(number))
-        flush(producer, stop)
+        flush(producer, topic, stop)
     except KafkaException as error:
         fatal = error.args[0]
     refused = [number for number in range(len(messages)) if answers.get(number, fatal) is not None]

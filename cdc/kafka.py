@@ -11,10 +11,9 @@ from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 import config
-from cdc import cli
 from cdc.postgres import WrongSetting
 
-from confluent_kafka import Consumer, KafkaError, KafkaException, Producer
+from confluent_kafka import Consumer, KafkaError, KafkaException
 
 log = logging.getLogger(__name__)
 Client = TypeVar("Client")
@@ -134,21 +133,6 @@ def advise(error: KafkaError, right: str) -> str:
         user = config.KAFKA.get("sasl.username")
         return f"; {f'User:{user}' if user else 'the user that we log in as'} needs the right {right}"
     return ""
-
-
-def flush(producer: Producer, stop: cli.Stop | None = None) -> None:
-    """Wait until Kafka has answered for each message.
-
-    Raises KafkaException if the client is of no more use, Stopped if a stop is requested while Kafka is down.
-    """
-    try:
-        while producer.flush(1.0):
-            if stop is not None:
-                cli.raise_if_requested(stop)
-    except SystemError as error:  # a callback ran after the client had raised its fatal error
-        if isinstance(error.__cause__, KafkaException):
-            raise error.__cause__ from None
-        raise
 
 
 def make_client(kind: Callable[..., Client], settings: dict[str, Any], brokers: Brokers) -> Client:

@@ -71,11 +71,12 @@ class LongWait:
     reported: str = ""  # who is waited for
 
     def check(self, describe: Callable[[], str]) -> None:
-        """Report, if it is time to, what is waited for: "who: what it does"."""
+        """Report, if it is time to, what is waited for: "who: what it does". Nothing: it is reported already."""
         now = time.monotonic()
         if now - self.started < SILENCE or now < self.due:
             return
-        text = describe()
+        if not (text := describe()):
+            return
         self.reported, self.due = outage_key(text)[0], now + REPEAT
         log.warning("%s; waiting for %.0f s", text, now - self.started)
 

@@ -9,7 +9,8 @@ from typing import Any
 import config
 from cdc import cli
 from cdc.dead_letters import produce_all
-from cdc.kafka import advise, flush
+from cdc.flush import Flush
+from cdc.kafka import advise
 from cdc.message import Change, to_json
 from employee import CDC_COLUMNS
 
@@ -106,6 +107,7 @@ def send(producer: Producer, changes: list[Change], stop: cli.Stop) -> None:
         ]
     except UnicodeEncodeError:
         raise Refused("a byte that is no text in the source's encoding") from None
+    wait = Flush(producer, config.KAFKA_TOPIC, stop)
     while waiting and not failures:
         producer.produce_batch(config.KAFKA_TOPIC, waiting, on_delivery=lambda error, _: collect(error, failures))
         # A full queue does not raise. It marks the messages that found no place, always the tail of the list.
@@ -116,8 +118,8 @@ def send(producer: Producer, changes: list[Change], stop: cli.Stop) -> None:
                 failures.append(error)
         if waiting:
             producer.poll(0.1)
-            cli.raise_if_requested(stop)
-    flush(producer, stop)
+            wait.check()
+    wait.finish()
     verdicts = [error for error in failures if error.code() in VERDICTS]
     if verdicts:
         raise Refused(verdicts[0].str())
