@@ -15,9 +15,9 @@ from contextlib import closing
 from dataclasses import dataclass, field
 
 import config
-from cdc import cli, wakeup
+from cdc import cli, standby, wakeup
 from cdc.emp_cdc import count_unpublished, late_pages, prepare, read_page
-from cdc.flush import bound_waits
+from cdc.flush import bound_waits, flusher
 from cdc.history import History
 from cdc.kafka import NO_BROKER, Brokers, advise, make_client
 from cdc.message import Change, describe, to_json
@@ -117,12 +117,13 @@ def session(brokers: Brokers, outage: Outage, stop: cli.Stop, once: bool) -> Non
     with closing(connect("source", config.SOURCE_DATABASE_URL)) as source:
         outage.reached = True
         if once:
-            wakeup.become_active_or_exit(source)
+            standby.become_active_or_exit(source)
         producer = make_client(Producer, KAFKA_SETTINGS, brokers)
-        wakeup.become_active(source, stop)
+        standby.become_active(source, stop)
         if stop.requested:
             return
         prepare(source)
+        flusher.useful = standby.Alive(source)
         history = History(source, Tail(brokers), stop)
         position = history.check_at_start(load_position(source))
         outage.over()

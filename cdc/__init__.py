@@ -7,7 +7,8 @@ In the order in which a change meets them:
     position      how far the producer has come: load, save, rebase
     history       is the log that we read the one that we published from?
     upkeep        watch the capture and the history, prune the log
-    wakeup        the advisory locks: one active producer; sleep without missing a change
+    wakeup        the advisory locks: who is the active producer; sleep without missing a change
+    standby       one producer is active, another takes over; a frozen one is replaced
     message       a change as a Kafka message
     publisher     hand a page to Kafka and wait until all of it is acknowledged
     flush         the wait for the acknowledgements: report one that lasts
