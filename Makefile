@@ -27,6 +27,10 @@ demo: $(VENV)/.scripts  ## servers, set-up, producer, consumer and test_cdc.py, 
 lose: $(VENV)/.scripts up  ## the usual design loses rows, ours does not: side by side, live, at most a minute
 	@$(RUN) -m lose
 
+.PHONY: tour
+tour: $(VENV)/.scripts up  ## run all commands of docs/tour.md, and write their real output there
+	$(RUN) -m harness.tour
+
 .PHONY: test
 test: lint  ## lint, types, and the suite on real servers: first what needs the machine alone; within 13 minutes
 	$(RUN) -m pytest -m "alone and not long"

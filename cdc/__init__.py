@@ -7,9 +7,11 @@ In the order in which a change meets them:
     position      how far the producer has come: load, save, rebase
     history       is the log that we read the one that we published from?
     upkeep        watch the capture and the history, prune the log
-    wakeup        the advisory locks: one active producer; sleep without missing a change
+    wakeup        the advisory locks: who is the active producer; sleep without missing a change
+    standby       one producer is active, another takes over; a frozen one is replaced
     message       a change as a Kafka message
     publisher     hand a page to Kafka and wait until all of it is acknowledged
+    flush         the wait for the acknowledgements: report one that lasts
     intake        messages into batches, read ahead while the destination works
     apply         the statement that applies records through the gate
     destination   apply a batch whatever happens: wait out outages, single out what is refused
@@ -26,9 +28,6 @@ Around them:
     status, comparison  the engines of `admin.py status` and `verify.py`
     trace, search       where one employee's changes are; the last messages of a topic that match
     verdict, trace_screen  where an employee's newest change hangs; what `admin.py trace` shows
-    metrics, health     what is counted and measured; whether the loop turns, and which servers are down
-    endpoints           both over HTTP, for Prometheus and for probes
-    delay, lag          from the source's change to the destination's commit; how far the topic is ahead
     verified            when verify.py last found both tables equal
     roles               the roles of `db_setup.py --roles`, and their rights
 """
@@ -38,11 +37,7 @@ from importlib.util import find_spec
 
 __version__ = "1.0.0"
 
-missing = [
-    name
-    for name in ("confluent_kafka", "dotenv", "msgspec", "prometheus_client", "psycopg2", "rich")
-    if find_spec(name) is None
-]
+missing = [name for name in ("confluent_kafka", "dotenv", "msgspec", "psycopg2", "rich") if find_spec(name) is None]
 if missing:
     print(
         f"Python packages are missing ({', '.join(missing)}): activate .venv (. .venv/bin/activate), "

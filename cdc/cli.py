@@ -21,7 +21,6 @@ from dataclasses import dataclass
 from typing import NoReturn, TextIO
 
 from cdc import __version__
-from cdc.health import HEALTH
 from cdc.text import escape
 
 DONE, FAILED, WRONG_USE = 0, 1, 2
@@ -137,7 +136,6 @@ class Stop:
         """Wait, but for no more than a tenth of a second once a stop is requested."""
         end = time.monotonic() + seconds
         while not self.requested and (left := end - time.monotonic()) > 0:
-            HEALTH.turn()
             time.sleep(min(left, 0.1))
 
 
@@ -181,7 +179,6 @@ def end_now() -> None:
 
 
 def raise_if_requested(stop: Stop) -> None:
-    HEALTH.turn()
     if stop.requested:
         raise Stopped
 

@@ -15,8 +15,9 @@ from datetime import datetime
 from typing import Any
 
 import config
-from cdc import cli, metrics
-from cdc.kafka import Brokers, advise, flush, make_client
+from cdc import cli
+from cdc.flush import flush
+from cdc.kafka import Brokers, advise, make_client
 from cdc.progress import LINES_PER_SECOND, NAMED
 from cdc.topic import partition_numbers
 
@@ -96,7 +97,6 @@ class DeadLetters:
         Without letters, log what is still unreported.
         """
         self.total += len(letters or ())
-        metrics.DEAD_LETTERS.add(len(letters or ()))
         if letters and not self.unreported:
             self.example = f"{place(letters[0][0])} → dead letter: {letters[0][1]}"
         self.unreported += len(letters or ())
@@ -158,7 +158,7 @@ def produce_all(
     try:
         for number, message in enumerate(messages):
             producer.produce(topic, **message, on_delivery=answer_for(number))
-        flush(producer, stop)
+        flush(producer, topic, stop)
     except KafkaException as error:
         fatal = error.args[0]
     refused = [number for number in range(len(messages)) if answers.get(number, fatal) is not None]

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import partial
 from typing import TypeVar
 
 import config
-from cdc import cli, metrics
+from cdc import cli
 from cdc.apply import SESSION, Refused, apply, apply_each, apply_nothing, newest
 from cdc.dead_letters import DeadLetters, Letter
-from cdc.health import HEALTH
 from cdc.intake import Batch, Intake
 from cdc.kafka import advise
 from cdc.message import Record, read
@@ -52,7 +51,6 @@ class Destination:
         if self.connection is None:
             self.connection = connect("destination", config.DESTINATION_DATABASE_URL, SESSION)
             self.outage.reached = True
-            HEALTH.connected.add("destination")
         return self.connection
 
     def connect_early(self) -> None:
@@ -68,7 +66,6 @@ class Destination:
         A crash repeats the dead letters of the part in hand only. Raises Stopped if a stop is requested before the
         batch is applied.
         """
-        metrics.BATCH.observe(len(batch.messages))
         try:
             part = Part(batch.messages, self.persist(intake, lambda: self.apply_whole(batch, intake)), batch.bad)
         except Refused:
@@ -80,9 +77,7 @@ class Destination:
         if not batch.newest:
             return 0
         with intake.reading_ahead(batch):
-            changed = apply_or_refuse(self.connect(), batch.newest.values())
-        metrics.FOLDED.add(batch.records() - len(batch.newest))
-        return changed
+            return apply_or_refuse(self.connect(), batch.newest.values())
 
     def apply_parts(self, batch: Batch, intake: Intake) -> Iterator[Part]:
         """Apply a batch in which something is refused. The group is kept between two parts."""
@@ -133,7 +128,6 @@ class Destination:
         if self.connection is not None:
             self.connection.close()
             self.connection = None
-            HEALTH.connected.discard("destination")
 
 
 def poll_paused(intake: Intake, seconds: float) -> None:
@@ -147,7 +141,7 @@ def poll_paused(intake: Intake, seconds: float) -> None:
         intake.add([message])
 
 
-def apply_or_refuse(destination: Connection, records: Collection[Record]) -> int:
+def apply_or_refuse(destination: Connection, records: Iterable[Record]) -> int:
     """Apply records. Raises Refused only if an empty batch is not refused likewise: else it is an outage."""
     try:
         return apply(destination, records)
@@ -165,9 +159,7 @@ def single_out(destination: Connection, messages: list[Message], bad: dict[int, 
     records = [read(message.value()) for message in good]
     refused = dict(bad)
     try:
-        folded = newest(records)
-        changed = apply_or_refuse(destination, folded)
-        metrics.FOLDED.add(len(records) - len(folded))
+        changed = apply_or_refuse(destination, newest(records))
     except Refused:
         results = apply_each(destination, records)
         apply_nothing(destination)  # nothing has gone meanwhile

@@ -11,11 +11,9 @@ from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 import config
-from cdc import cli
-from cdc.health import HEALTH
 from cdc.postgres import WrongSetting
 
-from confluent_kafka import Consumer, KafkaError, KafkaException, Producer
+from confluent_kafka import Consumer, KafkaError, KafkaException
 
 log = logging.getLogger(__name__)
 Client = TypeVar("Client")
@@ -89,7 +87,6 @@ class Brokers:
         """Brokers that come and go while they start are one outage: warn again only once `probe` finds none."""
         if not self.down and not self.unsteady():
             self.warn()
-            HEALTH.mark_down(self, "Kafka")
         self.down = True
 
     def warn(self) -> None:
@@ -99,8 +96,6 @@ class Brokers:
 
     def mark_up(self) -> None:
         self.answered, self.complaint = True, ""
-        HEALTH.connected.add("kafka")
-        HEALTH.mark_up(self)
         if self.warned:
             log.info("Kafka at %s answers again", self.bootstrap)
         if self.down:
@@ -138,21 +133,6 @@ def advise(error: KafkaError, right: str) -> str:
         user = config.KAFKA.get("sasl.username")
         return f"; {f'User:{user}' if user else 'the user that we log in as'} needs the right {right}"
     return ""
-
-
-def flush(producer: Producer, stop: cli.Stop | None = None) -> None:
-    """Wait until Kafka has answered for each message.
-
-    Raises KafkaException if the client is of no more use, Stopped if a stop is requested while Kafka is down.
-    """
-    try:
-        while producer.flush(1.0):
-            if stop is not None:
-                cli.raise_if_requested(stop)
-    except SystemError as error:  # a callback ran after the client had raised its fatal error
-        if isinstance(error.__cause__, KafkaException):
-            raise error.__cause__ from None
-        raise
 
 
 def make_client(kind: Callable[..., Client], settings: dict[str, Any], brokers: Brokers) -> Client:

@@ -9,7 +9,6 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from cdc import cli
-from cdc.health import HEALTH
 
 log = logging.getLogger(__name__)
 
@@ -54,14 +53,12 @@ class Outage:
         if outage_key(text) != outage_key(self.warning):
             log.warning("%s; waiting", text)
             self.warning = text
-            HEALTH.mark_down(self, text)
         else:
             log.debug("%s; waiting", text)
 
     def over(self) -> None:
         if self.warning:
             log.info("%s answers again", outage_key(self.warning)[0])
-        HEALTH.mark_up(self)
         self.reached, self.warning, self.since, self.delay = True, "", 0.0, 0.1
 
 
@@ -74,11 +71,12 @@ class LongWait:
     reported: str = ""  # who is waited for
 
     def check(self, describe: Callable[[], str]) -> None:
-        """Report, if it is time to, what is waited for: "who: what it does"."""
+        """Report, if it is time to, what is waited for: "who: what it does". Nothing: it is reported already."""
         now = time.monotonic()
         if now - self.started < SILENCE or now < self.due:
             return
-        text = describe()
+        if not (text := describe()):
+            return
         self.reported, self.due = outage_key(text)[0], now + REPEAT
         log.warning("%s; waiting for %.0f s", text, now - self.started)
 

@@ -7,10 +7,10 @@ import logging
 from typing import Any
 
 import config
-from cdc import cli, metrics
+from cdc import cli
 from cdc.dead_letters import produce_all
-from cdc.delay import send_stamped
-from cdc.kafka import advise, flush
+from cdc.flush import Flush
+from cdc.kafka import advise
 from cdc.message import Change, to_json
 from employee import CDC_COLUMNS
 
@@ -50,8 +50,7 @@ class Refused(Exception):
     """The broker refuses some of the messages for good."""
 
 
-@metrics.PUBLISH_DURATION.timed
-def publish(producer: Producer, page: list[Change], stop: cli.Stop, changed_at: str | None = None) -> list[Change]:
+def publish(producer: Producer, page: list[Change], stop: cli.Stop) -> list[Change]:
     """Hand a page to Kafka and wait until all of it is acknowledged.
 
     A part that the broker refuses for good is halved until it fits, or a change stands alone: that one is set aside.
@@ -62,7 +61,7 @@ def publish(producer: Producer, page: list[Change], stop: cli.Stop, changed_at: 
     while start < len(page):
         part = page[start : start + size]
         try:
-            send(producer, part, stop, changed_at if start == 0 else None)
+            send(producer, part, stop)
         except Refused as refusal:
             if len(part) > 1:
                 size = len(part) // 2
@@ -71,7 +70,6 @@ def publish(producer: Producer, page: list[Change], stop: cli.Stop, changed_at: 
             aside += part
             size = len(page)
         start += len(part)
-    metrics.BATCH.observe(len(page))
     return aside
 
 
@@ -83,7 +81,6 @@ def set_aside(producer: Producer, change: Change, reason: str, stop: cli.Stop) -
     if failures and failures[0][1].code() not in VERDICTS:
         topic, error = config.DEAD_LETTER_TOPIC, failures[0][1]
         raise NotPublished(f"{topic}: {error.str()}{advise(error, f'WRITE on topic {topic}')}")
-    metrics.DEAD_LETTERS.add(1)
     outcome = f"refused there too, so it is in the log only: {failures[0][1].str()}" if failures else reason
     log.error("%s %s, log offset %s → dead letter: %s", change.action, name(change), change.cdc_id, outcome)
 
@@ -100,7 +97,7 @@ def to_message(change: Change) -> dict[str, Any]:
     return {"key": key, "value": value.encode("utf-8", "surrogateescape")}
 
 
-def send(producer: Producer, changes: list[Change], stop: cli.Stop, changed_at: str | None = None) -> None:
+def send(producer: Producer, changes: list[Change], stop: cli.Stop) -> None:
     """Send changes and wait for all acknowledgements. Raises Refused, NotPublished, Stopped."""
     failures: list[KafkaError] = []
     try:
@@ -110,8 +107,7 @@ def send(producer: Producer, changes: list[Change], stop: cli.Stop, changed_at: 
         ]
     except UnicodeEncodeError:
         raise Refused("a byte that is no text in the source's encoding") from None
-    size = sum(len(message["value"]) for message in waiting)
-    send_stamped(producer, waiting, changed_at, lambda error, _: collect(error, failures))
+    wait = Flush(producer, config.KAFKA_TOPIC, stop)
     while waiting and not failures:
         producer.produce_batch(config.KAFKA_TOPIC, waiting, on_delivery=lambda error, _: collect(error, failures))
         # A full queue does not raise. It marks the messages that found no place, always the tail of the list.
@@ -122,15 +118,13 @@ def send(producer: Producer, changes: list[Change], stop: cli.Stop, changed_at: 
                 failures.append(error)
         if waiting:
             producer.poll(0.1)
-            cli.raise_if_requested(stop)
-    flush(producer, stop)
+            wait.check()
+    wait.finish()
     verdicts = [error for error in failures if error.code() in VERDICTS]
     if verdicts:
         raise Refused(verdicts[0].str())
     if failures:
         raise NotPublished(failures[0].str() + advise(failures[0], f"WRITE on topic {config.KAFKA_TOPIC}"))
-    metrics.PUBLISHED.add(len(changes))
-    metrics.PUBLISHED_BYTES.add(size)
 
 
 def collect(error: KafkaError | None, failures: list[KafkaError]) -> None:

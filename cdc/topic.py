@@ -231,12 +231,19 @@ class Tail:
 
 
 def read_to_end(reader: Consumer, unread: set[int], stop: cli.Stop) -> list[tuple[int, bytes]]:
-    """Return log offset and value of each change that an assigned reader finds up to the end of its partitions."""
+    """Return log offset and value of each change that an assigned reader finds up to the end of its partitions.
+
+    Raises KafkaException if Kafka answers no more.
+    """
     changes = []
+    end = time.monotonic() + ANSWER_WAIT
     while unread and not stop.requested:
+        if time.monotonic() > end:
+            raise KafkaException(KafkaError(KafkaError._TIMED_OUT))
         for message in reader.consume(GUARD_DEPTH, timeout=0.01):
             error, value = message.error(), message.value() or b""
             if error is None:
+                end = time.monotonic() + ANSWER_WAIT
                 with suppress(ValueError):
                     changes.append((read(value).cdc_id, value))
             elif error.code() == KafkaError._PARTITION_EOF:

@@ -1,4 +1,4 @@
-"""The advisory locks of the producer: one is active, and it sleeps without missing a change.
+"""The advisory locks of the producer: who is the active one, and how it sleeps without missing a change.
 
 NOTIFY takes a lock of the whole server at commit. So writers notify only a producer that sleeps, and they find out by
 trying a lock that a sleeping producer holds:
@@ -24,7 +24,7 @@ import time
 from dataclasses import dataclass
 
 import config
-from cdc import cli, metrics
+from cdc import cli
 from cdc.waiting import describe_session
 from config import SCHEMA
 
@@ -87,30 +87,6 @@ def try_lock(source: Connection, lock: int) -> bool:
     with source.cursor() as cursor:
         cursor.execute(TRY_LOCK, {"lock": lock})
         return bool(cursor.fetchall()[0][0])
-
-
-def become_active(source: Connection, stop: cli.Stop) -> None:
-    """Wait until no other producer is active. PostgreSQL releases the lock with the session that holds it."""
-    reported: str | None = None
-    while not stop.requested and not try_lock(source, ACTIVE):
-        holders = lock_holders(source)
-        if holders and (strangers := name_strangers(holders)) != reported:
-            if strangers:
-                log.warning("standing by: %s", HELD.format(strangers))
-            else:
-                log.info("another producer is active; standing by")
-            reported = strangers
-        stop.sleep(0.5)
-    metrics.ACTIVE.set(not stop.requested)
-
-
-def become_active_or_exit(source: Connection) -> None:
-    """Become active at once, or exit with one line that says who is."""
-    while not try_lock(source, ACTIVE):
-        if holders := lock_holders(source):
-            if strangers := name_strangers(holders):
-                cli.fail(f"nothing published: {HELD.format(strangers)}")
-            cli.fail("another producer is active; it publishes what is there")
 
 
 @dataclass

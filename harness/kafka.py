@@ -8,12 +8,27 @@ from typing import Any
 import config
 
 from confluent_kafka import OFFSET_BEGINNING, OFFSET_END, Consumer, KafkaError, Message, TopicPartition
-from confluent_kafka.admin import AdminClient
+from confluent_kafka.admin import (  # type: ignore[attr-defined]
+    AdminClient,
+    AlterConfigOpType,
+    ConfigEntry,
+    ConfigResource,
+    ResourceType,
+)
 
 
 def client_settings() -> dict[str, Any]:
     settings = {key: config.KAFKA[key] for key in ("bootstrap.servers", "broker.address.family")}
     return {**settings, "log_level": 3}  # errors only
+
+
+def configure(topic: str, name: str, value: str) -> None:
+    """Set one of a topic's settings."""
+    entry = ConfigEntry(name, value, incremental_operation=AlterConfigOpType.SET)
+    resource = ConfigResource(ResourceType.TOPIC, topic, incremental_configs=[entry])
+    admin = AdminClient(client_settings())
+    for future in admin.incremental_alter_configs([resource]).values():
+        future.result(10)
 
 
 def all_messages(topic: str) -> list[Message]:

@@ -3,25 +3,9 @@
 from __future__ import annotations
 
 from harness.database import query
-from harness.kafka import client_settings
+from harness.kafka import configure
 from harness.pipeline import Pipeline
 from harness.producing import published
-
-from confluent_kafka.admin import (  # type: ignore[attr-defined]
-    AdminClient,
-    AlterConfigOpType,
-    ConfigEntry,
-    ConfigResource,
-    ResourceType,
-)
-
-
-def configure(topic: str, name: str, value: str) -> None:
-    entry = ConfigEntry(name, value, incremental_operation=AlterConfigOpType.SET)
-    resource = ConfigResource(ResourceType.TOPIC, topic, incremental_configs=[entry])
-    admin = AdminClient(client_settings())
-    for future in admin.incremental_alter_configs([resource]).values():
-        future.result(10)
 
 
 def test_batches_larger_than_the_topic_takes_are_halved_and_each_change_arrives(pipeline: Pipeline) -> None:

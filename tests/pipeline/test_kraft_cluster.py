@@ -1,4 +1,4 @@
-"""Three brokers of Kafka 4: the one that leads a partition is killed under load, and nothing is lost."""
+"""Three brokers of Kafka 4: one is killed, under load or where its replicas are needed, and nothing is lost."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from harness.database import query
-from harness.kafka import client_settings
+from harness.kafka import client_settings, configure
 from harness.own_servers import own_servers
 from harness.pipeline import Pipeline
 from harness.waiting import wait_until
@@ -131,3 +131,30 @@ def test_the_new_group_protocol_shares_the_partitions_and_hands_them_over(replic
     result = replicated.run("consumer.py", "--once", seconds=60, **protocol)
     assert (result.returncode, result.stderr) == (0, "")
     assert "applied 0 changes in all" in result.stdout  # what was applied is committed
+
+
+@pytest.mark.long
+def test_what_too_few_brokers_acknowledge_is_said_in_time_once_and_when_it_is_over(
+    cluster: dict[str, Server], replicated: Pipeline
+) -> None:
+    source, (first, _) = replicated.source(), replicated.scripts
+    configure(replicated.topic, "min.insync.replicas", "3")
+    servers.kill(cluster["kafka3"])
+    query(source, "UPDATE employees SET salary = 1")
+    first.wait_for(f"{PULSES} messages are not acknowledged, partition ", 10)
+    assert "has 2 of 3 replicas in sync; min.insync.replicas may ask for more; waiting for 8 s" in first.output()
+    assert first.stop() == 0
+    impatient = replicated.sabotaged("import producer", "producer.GIVE_UP = 3")  # not 60
+    result = replicated.run(impatient, "--once", seconds=15)
+    assert result.returncode == 1
+    (line,) = result.stderr.splitlines()
+    assert "not acknowledged" in line
+    assert line.endswith("; gave up after 3 s")
+    second = replicated.start("producer.py")
+    second.wait_for("not acknowledged", 15)
+    servers.start(cluster["kafka3"])
+    second.wait_for(f"topic {replicated.topic} goes on after ", 30)
+    replicated.wait_until_equal()
+    for script in first, second:
+        assert script.output().count("waiting") == 1, script.output()
+        assert "answers again" not in script.output()
