@@ -6,6 +6,7 @@ python admin.py delete                        delete both topics; asks first
 python admin.py status                        one screen: source, log, topic, consumer group, destination
 python admin.py status --json                 the same as JSON
 python admin.py trace 7                       where the changes of employee 7 are; --json as JSON
+python admin.py check                         is the set-up right? One line each; --json as JSON
 python admin.py rewind                        read the topic again from its first message, as after a restore
 python admin.py rewind --since 2026-11-22     or from the first message since a time
 python admin.py dead-letters                  list the dead letters; --json as JSON
@@ -23,7 +24,7 @@ from datetime import datetime
 from typing import Any
 
 import config
-from cdc import cli, dead_letters, status, trace_screen
+from cdc import check, cli, dead_letters, status, trace_screen
 from cdc.kafka import Brokers, make_client
 from cdc.postgres import WrongSetting
 from cdc.topic import (
@@ -171,7 +172,9 @@ def count_letters_ever(admin: AdminClient, existing: dict[str, Any]) -> int:
 
 def parse_arguments() -> argparse.Namespace:
     parser = cli.make_parser(__doc__, verbose="log what the Kafka client says")
-    commands = parser.add_subparsers(dest="command", metavar="create | delete | status | trace | rewind | dead-letters")
+    commands = parser.add_subparsers(
+        dest="command", metavar="create | delete | status | trace | check | rewind | dead-letters"
+    )
     creating = commands.add_parser("create", help="create the topics (also without a command)")
     creating.add_argument("--partitions", type=positive, help=f"default {PARTITIONS}")
     creating.add_argument("--replication-factor", type=positive, help=f"default {REPLICATION_FACTOR}")
@@ -182,6 +185,8 @@ def parse_arguments() -> argparse.Namespace:
     tracing = commands.add_parser("trace", help="show where the changes of one employee are")
     tracing.add_argument("emp_id", type=employee_id, metavar="EMP_ID")
     tracing.add_argument("--json", action="store_true", help="as JSON")
+    checking = commands.add_parser("check", help="is the set-up right?")
+    checking.add_argument("--json", action="store_true", help="as JSON")
     rewinding = commands.add_parser("rewind", help="let the stopped consumers read the topic again")
     rewinding.add_argument("--since", type=moment, metavar="TIME", help="such as 2026-11-22T18:30; default: all of it")
     letters = commands.add_parser("dead-letters", help="list what could not be applied, send it again, or delete it")
@@ -235,6 +240,8 @@ def main() -> None:
             rewind(admin, arguments.since)
         elif arguments.command == "status":
             sys.exit(status.run(admin, arguments.json))
+        elif arguments.command == "check":
+            sys.exit(check.run(admin, arguments.json))
         elif arguments.command == "trace":
             sys.exit(trace_screen.run(admin, arguments.emp_id, arguments.json))
         else:

@@ -17,7 +17,11 @@ import cdc  # noqa: F401  says in one line which packages are missing
 
 from dotenv import load_dotenv
 
-load_dotenv(Path(__file__).with_name(".env"))
+ENV_FILE = Path(__file__).with_name(".env")
+FROM_ENVIRONMENT = frozenset(os.environ)
+"""The variables that were set before `.env` was read."""
+
+load_dotenv(ENV_FILE)
 
 
 def _seconds(name: str, default: float) -> float:

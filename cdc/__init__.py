@@ -26,8 +26,12 @@ Around them:
     outage, progress    wait longer and longer, warn once; report what moved
     cli, text           options, stopping, exit codes; texts of others made harmless
     status, comparison  the engines of `admin.py status` and `verify.py`
-    trace, search       where one employee's changes are; the last messages of a topic that match
-    verdict, trace_screen  where an employee's newest change hangs; what `admin.py trace` shows
+    trace, search       where one employee's changes are (`admin.py trace`); the last messages of a topic that match
+    verdict             where an employee's newest change hangs, and what to do
+    trace_screen        what `admin.py trace` shows
+    check, finding      is the set-up right? (`admin.py check`); one line of it
+    check_settings      what it says of Python and the settings
+    check_servers       what it says of the databases and Kafka
     verified            when verify.py last found both tables equal
     roles               the roles of `db_setup.py --roles`, and their rights
 """

@@ -200,6 +200,12 @@ def trace(doors: Doors, _seconds: float) -> tuple[bool, str]:
     return bool(found["messages"] and found["letters"]), found["errors"].get("kafka", "") + result.stderr
 
 
+def check(doors: Doors, _seconds: float) -> tuple[bool, str]:
+    result = doors.run("admin.py check", "--json")
+    wrong = [finding for finding in json.loads(result.stdout)["findings"] if finding["state"] == "wrong"]
+    return not wrong, "".join(f"{finding['what']}: {finding['text']}" for finding in wrong) + result.stderr
+
+
 def list_letters(doors: Doors, _seconds: float) -> tuple[bool, str]:
     doors.bury()
     result = doors.run("admin.py dead-letters")
@@ -267,6 +273,7 @@ WORK = {
     "admin.py delete": delete,
     "admin.py status": look,
     "admin.py trace": trace,
+    "admin.py check": check,
     "admin.py rewind": rewind,
     "admin.py dead-letters": list_letters,
     "admin.py dead-letters --replay": replay,
