@@ -56,6 +56,10 @@ bench: $(VENV)/.bench up  ## speed, latency and cost beside native replication, 
 	$(RUN) -m bench.pruning
 	$(RUN) -m bench.plot
 
+.PHONY: prove
+prove: $(VENV)/.development up  ## every interleaving of models that are tied to the code, and what breaks others: a minute
+	$(RUN) -m proofs
+
 .PHONY: up down purge clean
 up:  ## the four servers without Docker, at docker-compose.yml's addresses
 	$(NEED_PYTHON)

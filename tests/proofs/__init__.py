@@ -1,0 +1,1 @@
+"""The models of proofs/, gone through completely, and tied to the code."""

@@ -1,0 +1,112 @@
+"""Every interleaving of the reading protocol, and of protocols that look right."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from contextlib import closing
+from functools import cache, partial
+
+import config
+from harness import ROOT
+from proofs import reading, statement
+from proofs.explore import Explored, explore
+from proofs.reading import QUICK, Bounds, State
+from proofs.story import tell
+from proofs.wrong import SMALL, WRONG, Wrong
+
+import psycopg2
+import pytest
+from psycopg2.extensions import connection as Connection
+
+FEW = Bounds(transactions=2)  # states
+
+
+@cache
+def explored(bounds: Bounds) -> Explored[State]:
+    return explore(reading.START, partial(reading.steps, protocol=reading.OURS, bounds=bounds))
+
+
+@pytest.fixture(scope="module")
+def server(stack: None) -> Iterator[Connection]:
+    """A session that only computes: no table is touched."""
+    with closing(psycopg2.connect(config.SOURCE_DATABASE_URL)) as connection:
+        yield connection
+
+
+@pytest.mark.parametrize("bounds", QUICK, ids=str)
+def test_no_interleaving_loses_or_reorders_a_change_and_our_statements_find_what_the_model_finds(
+    server: Connection, bounds: Bounds
+) -> None:
+    found = explored(bounds)
+    assert found.wrong == "", [step.event for step in found.way]
+    assert any(state.too_many_late for state in found.states)
+    assert any(state.position != state.saved for state in found.states)
+    polls, different = statement.compare(server, found.states, bounds)
+    assert polls > 500
+    assert different == []
+    design = (ROOT / "docs" / "design.md").read_text(encoding="utf-8")
+    assert f"| {bounds} | {len(found.states):,} |" in design
+
+
+def test_readme_tells_how_many_states_make_test_goes_through() -> None:
+    design, readme = ((ROOT / name).read_text(encoding="utf-8") for name in ("docs/design.md", "README.md"))
+    counts = [re.search(rf"\| {re.escape(str(bounds))} \| ([\d,]+) \|", design) for bounds in QUICK]
+    states = sum(int(count[1].replace(",", "")) for count in counts if count)
+    assert f"{states:,} states" in readme
+
+
+def test_what_is_forgotten_would_break_no_promise() -> None:
+    assert explored(SMALL).wrong == ""
+
+
+@pytest.mark.parametrize(
+    ("clause", "instead"),
+    [
+        pytest.param("txid = ANY (", "false AND txid = ANY (", id="those of the xip"),
+        pytest.param("txid >= pg_snapshot_xmax($2)", "false", id="those from xmax on"),
+        pytest.param("cdc_id + 0 <= $1", "true", id="at or below the offset"),
+        pytest.param("cdc_id > $1", "cdc_id >= $1", id="beyond the offset"),
+        pytest.param("LIMIT $3 + 1", "LIMIT $3", id="one late row more than a page"),
+        pytest.param("ORDER BY cdc_id NULLS FIRST", "ORDER BY cdc_id DESC", id="the order"),
+    ],
+)
+def test_a_change_of_any_clause_of_our_statement_is_noticed(
+    server: Connection, monkeypatch: pytest.MonkeyPatch, clause: str, instead: str
+) -> None:
+    assert statement.compare(server, explored(FEW).states, FEW)[1] == []
+    assert clause in statement.POLL
+    monkeypatch.setattr(statement, "POLL", statement.POLL.replace(clause, instead))
+    assert statement.compare(server, explored(FEW).states, FEW)[1]
+
+
+@pytest.mark.parametrize("wrong", WRONG, ids=lambda wrong: wrong.name)
+def test_a_protocol_that_looks_right_is_broken_by_two_sessions(wrong: Wrong) -> None:
+    found = wrong.explore()
+    assert found.wrong
+    assert max(len(step.state.transactions) for step in found.way) <= 2
+    assert found.wrong in "\n".join(tell(wrong, found.way))
+
+
+def test_the_story_of_the_naive_cursor() -> None:
+    lines = list(tell(WRONG[0], WRONG[0].explore().way))
+    assert [" ".join(line.split()) for line in lines[4:]] == [
+        "1 BEGIN;",
+        "SELECT pg_current_xact_id(); → 741",
+        "2 BEGIN;",
+        "SELECT pg_current_xact_id(); → 742",
+        "3 INSERT INTO employees (emp_id)",
+        "VALUES (1); → cdc_id 1",
+        "4 INSERT INTO employees (emp_id)",
+        "VALUES (2); → cdc_id 2",
+        "5 COMMIT;",
+        "6 poll finds cdc_id 2",
+        "7 publishes cdc_id 2",
+        "position: 2, 741:743:741",
+        "8 COMMIT;",
+        "",
+        "→ cdc_id 1 is lost",
+        "it is committed, and no poll finds it: WHERE cdc_id > 2 ORDER BY cdc_id",
+        "ours remembers which transactions the last poll did not see, and reads their rows whatever their offset",
+    ]
+    assert max(map(len, lines)) <= 120
