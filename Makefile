@@ -31,6 +31,10 @@ lose: $(VENV)/.scripts up  ## the usual design loses rows, ours does not: side b
 tour: $(VENV)/.scripts up  ## run all commands of docs/tour.md, and write their real output there
 	$(RUN) -m harness.tour
 
+.PHONY: load
+load: $(VENV)/.scripts  ## invented employees and 50 changes a second until Ctrl-C, so that there is something to watch
+	@$(RUN) load.py --rows 5000 --rate 50
+
 .PHONY: test
 test: lint  ## lint, types, and the suite on real servers: first what needs the machine alone; within 13 minutes
 	$(RUN) -m pytest -m "alone and not long"

@@ -13,7 +13,7 @@ from harness.pipeline import Pipeline
 
 import pytest
 
-SCRIPTS = ("admin.py", "consumer.py", "db_setup.py", "producer.py", "test_cdc.py", "verify.py")
+SCRIPTS = ("admin.py", "consumer.py", "db_setup.py", "load.py", "producer.py", "test_cdc.py", "verify.py")
 
 
 @pytest.mark.parametrize("script", SCRIPTS)
