@@ -36,6 +36,17 @@ def _seconds(name: str, default: float) -> float:
     return seconds
 
 
+def _port(name: str) -> int:
+    """Return the setting as a port; 0 where it is not set."""
+    text = os.environ.get(name)
+    if not text:
+        return 0
+    if not (text.isascii() and text.isdigit() and len(text) <= 5 and 1 <= int(text) <= 65535):
+        print(f"{name} is {text!r}: give a port from 1 to 65535, such as {name}=9401", file=sys.stderr)
+        sys.exit(2)
+    return int(text)
+
+
 def _identifier(name: str, default: str) -> str:
     """Return the setting as an SQL identifier in double quotes."""
     text = os.environ.get(name) or default
@@ -79,6 +90,11 @@ KAFKA = {
 }
 POLL_INTERVAL = _seconds("POLL_INTERVAL", 0.5)
 """The longest a sleeping producer waits before it looks at the log again, in seconds, if no notification comes."""
+
+METRICS_PORT = _port("METRICS_PORT")
+"""Where producer.py and consumer.py answer /metrics, /healthz and /readyz; 0: nowhere."""
+
+METRICS_HOST = os.environ.get("METRICS_HOST") or "127.0.0.1"
 
 RETENTION = os.environ.get("RETENTION") or "7 days"
 """How long published rows stay in the log, as a PostgreSQL interval."""

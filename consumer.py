@@ -13,8 +13,9 @@ import logging
 import time
 
 import config
-from cdc import cli
+from cdc import cli, endpoints, metrics
 from cdc.dead_letters import DeadLetters
+from cdc.delay import observe_delays
 from cdc.destination import Destination, Part
 from cdc.intake import Drain, Intake
 from cdc.kafka import NO_RIGHT, Brokers, make_client
@@ -72,6 +73,7 @@ def run_once(
         started = time.monotonic()
         offsets.brokers.mark_up()
         for part in destination.apply(batch, intake):  # all of it, however long the destination is down
+            observe_delays(part.messages)
             # A crash here reads the part again; the gate drops what has been applied.
             offsets.commit(consumer, part.messages)
             log_applied(report, part, batch.full(), started, consumer)
@@ -133,6 +135,7 @@ def session(destination: Destination, brokers: Brokers, report: Report, stop: cl
         consumer.subscribe([config.KAFKA_TOPIC], on_assign=offsets.on_assign, on_revoke=offsets.on_revoke)
         destination.connect_early()
         while not stop.requested:
+            metrics.came_round(brokers.down)
             if run_once(consumer, intake, offsets, destination, report, drain):
                 continue
             report.idle()
@@ -153,6 +156,7 @@ def main() -> None:
     cli.start_logging(arguments.verbose)
     gc.set_threshold(cli.FEW_COLLECTIONS)
     stop, brokers, report = cli.stop_on_signals(), Brokers(), Report(log, "applied")
+    endpoints.serve("consumer")
     outage = Outage(stop, give_up_after=GIVE_UP if arguments.once else float("inf"))
     destination = Destination(outage, DeadLetters(brokers, stop))
     fenced = float("-inf")

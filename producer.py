@@ -15,9 +15,10 @@ from contextlib import closing
 from dataclasses import dataclass, field
 
 import config
-from cdc import cli, standby, wakeup
+from cdc import cli, endpoints, metrics, standby, wakeup
 from cdc.emp_cdc import count_unpublished, late_pages, prepare, read_page
 from cdc.flush import bound_waits, flusher
+from cdc.health import HEALTH
 from cdc.history import History
 from cdc.kafka import NO_BROKER, Brokers, advise, make_client
 from cdc.message import Change, describe, to_json
@@ -54,7 +55,7 @@ def run_once(producer: Producer, saver: Saver, stop: cli.Stop, page_size: int = 
         return Published()
     if page.too_many_late:
         return publish_late(producer, saver, stop, page_size)
-    aside = publish(producer, page.changes, stop)
+    aside = publish(producer, page.changes, stop, page.changed_at)
     # A crash before the position is saved publishes again; the consumer's gate drops what it has already applied.
     saver.advance(page.position_after(saver.position))
     return Published(len(page.changes), without(page.changes, aside), len(aside))
@@ -95,6 +96,7 @@ def stream(producer: Producer, saver: Saver, upkeep: Upkeep, brokers: Brokers, s
             log_published(report, saver, published, started)
         elif once:
             break
+        metrics.published_up_to(saver.position.last_offset, full=published.count >= PAGE)
         report.idle()
         rest.after(published.count, published.count >= PAGE, took, min(upkeep.due, saver.due))
     report.end()
@@ -114,7 +116,7 @@ def log_published(report: Report, saver: Saver, published: Published, started: f
 
 def session(brokers: Brokers, outage: Outage, stop: cli.Stop, once: bool) -> None:
     """Publish over one connection to the source until a stop is requested, or with once until the log is drained."""
-    with closing(connect("source", config.SOURCE_DATABASE_URL)) as source:
+    with closing(connect("source", config.SOURCE_DATABASE_URL)) as source, HEALTH.connection("source"):
         outage.reached = True
         if once:
             standby.become_active_or_exit(source)
@@ -125,7 +127,9 @@ def session(brokers: Brokers, outage: Outage, stop: cli.Stop, once: bool) -> Non
         prepare(source)
         flusher.useful = standby.Alive(source)
         history = History(source, Tail(brokers), stop)
-        position = history.check_at_start(load_position(source))
+        position = load_position(source)
+        count_unpublished(source, position)  # for the metrics: Kafka may be down
+        position = history.check_at_start(position)
         outage.over()
         brokers.mark_up()
         log.info("publishing from log offset %s to topic %s", f"{position.last_offset:,}", config.KAFKA_TOPIC)
@@ -141,6 +145,7 @@ def main() -> None:
     cli.start_logging(arguments.verbose)
     gc.set_threshold(cli.FEW_COLLECTIONS)
     stop, brokers = cli.stop_on_signals(), Brokers()
+    endpoints.serve("producer")
     limit = GIVE_UP if arguments.once else float("inf")
     bound_waits(limit, brokers)
     outage = Outage(stop, give_up_after=limit)

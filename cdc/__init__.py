@@ -32,6 +32,9 @@ Around them:
     check, finding      is the set-up right? (`admin.py check`); one line of it
     check_settings      what it says of Python and the settings
     check_servers       what it says of the databases and Kafka
+    metrics, health     what is counted and measured; whether the loop turns, and which servers are down
+    endpoints           both over HTTP, for Prometheus and for probes
+    delay, lag          from the source's change to the destination's commit; how far the topic is ahead
     verified            when verify.py last found both tables equal
     roles               the roles of `db_setup.py --roles`, and their rights
 """
@@ -41,7 +44,11 @@ from importlib.util import find_spec
 
 __version__ = "1.0.0"
 
-missing = [name for name in ("confluent_kafka", "dotenv", "msgspec", "psycopg2", "rich") if find_spec(name) is None]
+missing = [
+    name
+    for name in ("confluent_kafka", "dotenv", "msgspec", "prometheus_client", "psycopg2", "rich")
+    if find_spec(name) is None
+]
 if missing:
     print(
         f"Python packages are missing ({', '.join(missing)}): activate .venv (. .venv/bin/activate), "

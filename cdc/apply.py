@@ -6,14 +6,15 @@ only if its cdc_id is higher. Why the statement is as it is: docs/design.md.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from datetime import date
 from typing import Any
 
+from cdc import metrics
 from cdc.message import Record, to_json
 from cdc.postgres import first_line
 from config import SCHEMA
-from employee import CDC_COLUMNS, EMPLOYEE_COLUMNS
+from employee import ACTIONS, CDC_COLUMNS, EMPLOYEE_COLUMNS
 
 import psycopg2
 from psycopg2.extensions import connection as Connection
@@ -48,7 +49,8 @@ WITH record AS MATERIALIZED (
     ON CONFLICT (emp_id) DO UPDATE
     SET {", ".join(f"{column} = excluded.{column}" for column in EMPLOYEE_COLUMNS[1:])}
 )
-SELECT count(*), array_agg(emp_id) FILTER (WHERE action = 'DELETE')
+SELECT array[{", ".join(f"count(*) FILTER (WHERE action = '{action}')" for action in ACTIONS)}],
+       array_agg(emp_id) FILTER (WHERE action = 'DELETE')
 FROM (SELECT emp_id, action FROM record WHERE before IS NULL UNION ALL SELECT emp_id, action FROM newer) AS passed
 """
 # The records go to PostgreSQL as settings of the transaction, one for each column, and PL/pgSQL catches every error. So
@@ -76,9 +78,9 @@ IF deleted IS NOT NULL THEN {DELETE}; END IF;
 SET CONSTRAINTS ALL IMMEDIATE;
 result := json_build_array(changed);
 EXCEPTION WHEN OTHERS OR assert_failure OR query_canceled THEN
-    result := json_build_array(0, SQLSTATE, SQLERRM);
+    result := json_build_array(json_build_array(0, 0, 0), SQLSTATE, SQLERRM);
 """
-DECLARE = "DECLARE changed bigint; deleted int[]; result json;"
+DECLARE = "DECLARE changed bigint[]; deleted int[]; result json;"
 SHOW = "SELECT current_setting('cdc.result')::json"
 TRY_ALL = f"""
 SELECT {PASS};
@@ -129,7 +131,7 @@ class Refused(Exception):
     """PostgreSQL refuses records, in its own words, and its connection lives on."""
 
 
-def newest(records: Iterable[Record]) -> Iterable[Record]:
+def newest(records: Iterable[Record]) -> Collection[Record]:
     """Return the newest record of each employee."""
     by_employee: dict[int, Record] = {}
     for record in records:
@@ -144,7 +146,8 @@ def keep_newest(by_employee: dict[int, Record], record: Record) -> None:
         by_employee[record.emp_id] = record
 
 
-def apply(destination: Connection, records: Iterable[Record]) -> int:
+@metrics.APPLY_DURATION.timed
+def apply(destination: Connection, records: Collection[Record]) -> int:
     """Apply records, one for each employee, in one transaction. Returns how many employees changed; the rest was stale.
 
     Raises Refused if the records are refused, or take too long for somebody; psycopg2.Error in an outage.
@@ -158,7 +161,7 @@ def apply(destination: Connection, records: Iterable[Record]) -> int:
     raise_outage(*error)
     if error:
         raise Refused(error[1])
-    return int(changed)
+    return count_applied(changed, len(records))
 
 
 def apply_each(destination: Connection, records: list[Record]) -> list[tuple[int, str]]:
@@ -175,7 +178,15 @@ def apply_each(destination: Connection, records: list[Record]) -> list[tuple[int
         return apply_each(destination, records[:middle]) + apply_each(destination, records[middle:])
     for _, *error in results:
         raise_outage(*error)
-    return [(changed, in_one_line(*error) if error else "") for changed, *error in results]
+    return [(0, in_one_line(*error)) if error else (count_applied(changed, 1), "") for changed, *error in results]
+
+
+def count_applied(passed: list[int], tried: int) -> int:
+    """Count the records that passed the gate, by action, and the others. Returns how many passed."""
+    for action, count in zip(ACTIONS, passed, strict=True):
+        metrics.APPLIED.add(count, action)
+    metrics.STALE.add(tried - sum(passed))
+    return sum(passed)
 
 
 def in_one_line(state: str, message: str) -> str:

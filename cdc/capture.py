@@ -9,6 +9,7 @@ import logging
 import time
 from dataclasses import dataclass, field
 
+from cdc import metrics
 from config import SCHEMA
 from employee import EMPLOYEE_COLUMNS
 
@@ -243,6 +244,7 @@ class Watch:
         self.due = time.monotonic() + CHECK_EVERY
         missing = gaps(self.source)
         found = missing + not_captured(self.source)
+        metrics.TRIGGERS_ENABLED.set(not missing)
         for line in found:
             if line not in self.reported:
                 log.error("source: %s", line)

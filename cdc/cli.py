@@ -21,6 +21,7 @@ from dataclasses import dataclass
 from typing import NoReturn, TextIO
 
 from cdc import __version__
+from cdc.health import HEALTH
 from cdc.text import escape
 
 DONE, FAILED, WRONG_USE = 0, 1, 2
@@ -136,6 +137,7 @@ class Stop:
         """Wait, but for no more than a tenth of a second once a stop is requested."""
         end = time.monotonic() + seconds
         while not self.requested and (left := end - time.monotonic()) > 0:
+            HEALTH.turn()
             time.sleep(min(left, 0.1))
 
 
@@ -179,6 +181,7 @@ def end_now() -> None:
 
 
 def raise_if_requested(stop: Stop) -> None:
+    HEALTH.turn()
     if stop.requested:
         raise Stopped
 

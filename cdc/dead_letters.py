@@ -15,7 +15,7 @@ from datetime import datetime
 from typing import Any
 
 import config
-from cdc import cli
+from cdc import cli, metrics
 from cdc.flush import flush
 from cdc.kafka import Brokers, advise, make_client
 from cdc.progress import LINES_PER_SECOND, NAMED
@@ -97,6 +97,7 @@ class DeadLetters:
         Without letters, log what is still unreported.
         """
         self.total += len(letters or ())
+        metrics.DEAD_LETTERS.add(len(letters or ()))
         if letters and not self.unreported:
             self.example = f"{place(letters[0][0])} → dead letter: {letters[0][1]}"
         self.unreported += len(letters or ())

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, field
 from functools import partial
 from typing import TypeVar
 
 import config
-from cdc import cli
+from cdc import cli, metrics
 from cdc.apply import SESSION, Refused, apply, apply_each, apply_nothing, newest
 from cdc.dead_letters import DeadLetters, Letter
+from cdc.health import HEALTH
 from cdc.intake import Batch, Intake
 from cdc.kafka import advise
 from cdc.message import Record, read
@@ -51,6 +52,7 @@ class Destination:
         if self.connection is None:
             self.connection = connect("destination", config.DESTINATION_DATABASE_URL, SESSION)
             self.outage.reached = True
+            HEALTH.connected.add("destination")
         return self.connection
 
     def connect_early(self) -> None:
@@ -66,6 +68,7 @@ class Destination:
         A crash repeats the dead letters of the part in hand only. Raises Stopped if a stop is requested before the
         batch is applied.
         """
+        metrics.BATCH.observe(len(batch.messages))
         try:
             part = Part(batch.messages, self.persist(intake, lambda: self.apply_whole(batch, intake)), batch.bad)
         except Refused:
@@ -77,7 +80,9 @@ class Destination:
         if not batch.newest:
             return 0
         with intake.reading_ahead(batch):
-            return apply_or_refuse(self.connect(), batch.newest.values())
+            changed = apply_or_refuse(self.connect(), batch.newest.values())
+        metrics.FOLDED.add(batch.records() - len(batch.newest))
+        return changed
 
     def apply_parts(self, batch: Batch, intake: Intake) -> Iterator[Part]:
         """Apply a batch in which something is refused. The group is kept between two parts."""
@@ -128,6 +133,7 @@ class Destination:
         if self.connection is not None:
             self.connection.close()
             self.connection = None
+            HEALTH.connected.discard("destination")
 
 
 def poll_paused(intake: Intake, seconds: float) -> None:
@@ -141,7 +147,7 @@ def poll_paused(intake: Intake, seconds: float) -> None:
         intake.add([message])
 
 
-def apply_or_refuse(destination: Connection, records: Iterable[Record]) -> int:
+def apply_or_refuse(destination: Connection, records: Collection[Record]) -> int:
     """Apply records. Raises Refused only if an empty batch is not refused likewise: else it is an outage."""
     try:
         return apply(destination, records)
@@ -159,7 +165,9 @@ def single_out(destination: Connection, messages: list[Message], bad: dict[int, 
     records = [read(message.value()) for message in good]
     refused = dict(bad)
     try:
-        changed = apply_or_refuse(destination, newest(records))
+        folded = newest(records)
+        changed = apply_or_refuse(destination, folded)
+        metrics.FOLDED.add(len(records) - len(folded))
     except Refused:
         results = apply_each(destination, records)
         apply_nothing(destination)  # nothing has gone meanwhile

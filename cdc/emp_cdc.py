@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import config
+from cdc import metrics
 from cdc.message import Change
 from cdc.position import Position
 from cdc.postgres import WrongSetting, run_settings
@@ -36,6 +37,10 @@ RUNNING_THEN = f"txid = ANY ({ENDED_SINCE}) AND cdc_id + 0 <= $1"
 BEGUN_LATER = "txid >= pg_snapshot_xmax($2) AND cdc_id + 0 <= $1"
 LATE = f"FROM {SCHEMA}.emp_cdc WHERE ({RUNNING_THEN} OR {BEGUN_LATER})"
 
+CHANGED_AT = f"""
+SELECT date_part('epoch', changed_at)::text FROM {SCHEMA}.emp_cdc WHERE cdc_id > $1 ORDER BY cdc_id LIMIT 1
+""".strip()
+
 # Prepared once, and always run by the generic plan: three index scans, whatever the statistics say. Late rows are
 # rare. A plan that reads the whole log until the LIMIT is reached looks cheap, and it never reaches it. `ORDER BY
 # txid`, `cdc_id + 0` and enable_seqscan leave the planner no such plan.
@@ -45,9 +50,10 @@ SET enable_seqscan = off;
 SET plan_cache_mode = force_generic_plan;
 LISTEN emp_cdc;
 PREPARE poll (bigint, pg_snapshot, bigint) AS
--- the first row: the snapshot of this statement, and the newest log offset that anybody has drawn
+-- the first row: the snapshot of this statement, the newest log offset that anybody has drawn, and the time of the
+-- oldest change beyond the offset
 SELECT NULL::bigint AS cdc_id, NULL::int, pg_current_snapshot()::text,
-       pg_sequence_last_value('{SCHEMA}.emp_cdc_cdc_id_seq')::text, NULL, NULL, NULL::int, NULL
+       pg_sequence_last_value('{SCHEMA}.emp_cdc_cdc_id_seq')::text, ({CHANGED_AT}), NULL, NULL::int, NULL
 UNION ALL
 SELECT {CHANGE} FROM
     -- late rows: their transaction ran at the time of the saved snapshot
@@ -73,7 +79,9 @@ LATE_PAGE = "FETCH FORWARD %(page_size)s FROM late"
 
 MANY_DRAWN = 1_000  # offsets of open transactions; a poll wades through fewer in no time
 
-COUNT_UNPUBLISHED = f"SELECT greatest(max(cdc_id) - %(last_offset)s, 0) FROM {SCHEMA}.emp_cdc"
+COUNT_UNPUBLISHED = f"SELECT greatest(max(cdc_id) - %(last_offset)s, 0), ({CHANGED_AT}) FROM {SCHEMA}.emp_cdc".replace(
+    "$1", "%(last_offset)s"
+)
 TEXT, VARCHAR = 25, 1043  # PostgreSQL's numbers of the types
 RAW = ("SQL_ASCII", "LATIN", "ISO_8859_", "KOI8", "WIN")  # encodings that may hold bytes that are no character
 # PostgreSQL takes a bare number for seconds.
@@ -103,6 +111,7 @@ class Page:
     snapshot: str
     drawn: int = 0  # the newest log offset at the time
     too_many_late: bool = False  # more late rows than a page: publish none of these, use late_pages()
+    changed_at: str | None = None  # when the first change was made (Unix, seconds), unless it is a late row
 
     def position_after(self, position: Position) -> Position:
         """Return where to go on once these changes are published.
@@ -157,15 +166,18 @@ def read_raw(source: Connection) -> None:
     register_type(new_type((TEXT, VARCHAR), "TEXT_OF_THE_LOG", decode), source)
 
 
+@metrics.POLL_DURATION.timed
 def read_page(source: Connection, position: Position, page_size: int) -> Page:
     """Return the late rows, at or below the offset, and the rows beyond it."""
     values = {"last_offset": position.last_offset, "snapshot": position.snapshot, "page_size": page_size}
     with source.cursor() as cursor:
         cursor.execute(POLL, values)
-        (_, _, snapshot, drawn, *_), *rows = cursor.fetchall()
+        (_, _, snapshot, drawn, changed_at, *_), *rows = cursor.fetchall()
     changes = [Change(*row) for row in rows]
     too_many_late = len(changes) > page_size and changes[page_size].cdc_id <= position.last_offset
-    return Page(changes, snapshot, int(drawn or 0), too_many_late)
+    metrics.found_unpublished(len(changes), len(changes) >= page_size, changed_at)
+    stamp = changed_at if changes and changes[0].cdc_id > position.last_offset else None
+    return Page(changes, snapshot, int(drawn or 0), too_many_late, stamp)
 
 
 def late_pages(source: Connection, position: Position, page_size: int) -> Iterator[Page]:
@@ -185,7 +197,9 @@ def count_unpublished(source: Connection, position: Position) -> int:
     """Return about how many rows are beyond the offset."""
     with source.cursor() as cursor:
         cursor.execute(COUNT_UNPUBLISHED, {"last_offset": position.last_offset})
-        return int(cursor.fetchall()[0][0])
+        ((count, changed_at),) = cursor.fetchall()
+    metrics.found_unpublished(count or 0, False, changed_at)
+    return count or 0
 
 
 @dataclass

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 import config
+from cdc.health import HEALTH
 from cdc.postgres import WrongSetting
 
 from confluent_kafka import Consumer, KafkaError, KafkaException
@@ -92,10 +93,13 @@ class Brokers:
     def warn(self) -> None:
         if not self.warned and not self.complaint:
             self.warned = True
+            HEALTH.mark_down(self, "Kafka")
             log.warning("Kafka at %s does not answer; waiting", self.bootstrap)
 
     def mark_up(self) -> None:
         self.answered, self.complaint = True, ""
+        HEALTH.connected.add("kafka")
+        HEALTH.mark_up(self)
         if self.warned:
             log.info("Kafka at %s answers again", self.bootstrap)
         if self.down:

@@ -14,8 +14,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import config
-from cdc import cli
+from cdc import cli, metrics
+from cdc.health import HEALTH
 from cdc.kafka import NO_BROKER, Brokers, make_client
+from cdc.lag import WATCH
 from cdc.outage import Outage
 from cdc.topic import topic_id
 
@@ -61,11 +63,13 @@ class Offsets:
 
     def __post_init__(self) -> None:
         self.admin = make_client(AdminClient, {}, self.brokers)
+        WATCH.start(self.admin)
 
     # Called by the Kafka client, in poll()
 
     def on_assign(self, consumer: Consumer, partitions: list[TopicPartition]) -> None:
         self.brokers.answered = True
+        HEALTH.connected.add("kafka")
         log.info("partitions assigned: %s", numbers(consumer.assignment() + partitions))
         self.answer, self.checked = None, 0.0  # it may be older than what another consumer has committed
         if self.leaving:  # close() still takes what the group gives; a question then would wait for its time-out
@@ -81,6 +85,7 @@ class Offsets:
         for partition in partitions:
             self.pending.pop(partition.partition, None)
             self.topic_ids.pop(partition.partition, None)
+            metrics.LAG.applied.pop(partition.partition, None)
         left = [partition for partition in consumer.assignment() if partition not in partitions]
         log.info("partitions revoked: %s; left: %s", numbers(partitions), numbers(left))
 
@@ -108,6 +113,9 @@ class Offsets:
         for partition in foreign:
             warn_if_gone(partition.partition, 0, *consumer.get_watermark_offsets(partition, timeout=5))
         self.topic_ids |= {partition.partition: partition.metadata or self.topic_id for partition in committed}
+        metrics.LAG.applied |= {
+            partition.partition: 0 if partition in foreign else max(partition.offset, 0) for partition in committed
+        }
         return foreign
 
     # Called between two batches
@@ -121,7 +129,7 @@ class Offsets:
         for message in reversed(messages):
             partition = message.partition() or 0
             if partition in ours:
-                self.pending[partition] = (message.offset() or 0) + 1
+                self.pending[partition] = metrics.LAG.applied[partition] = (message.offset() or 0) + 1
                 ours.discard(partition)
                 if not ours:
                     break
@@ -183,6 +191,7 @@ class Offsets:
             read_from(consumer, [TopicPartition(part.topic, part.partition, OFFSET_BEGINNING) for part in reset])
         for part in reset:
             self.pending.pop(part.partition, None)
+            metrics.LAG.applied[part.partition] = 0
         self.topic_id = topic_id
         self.topic_ids = {part.partition: topic_id for part in ours}
         return bool(reset)
@@ -197,6 +206,7 @@ class Offsets:
         wait = min(LEAVE_WAIT, stop.time_left() - EXIT_TIME)
         end = time.monotonic() + (0.0 if self.brokers.down or self.brokers.fatal else wait)
         self.leaving = True
+        HEALTH.mark_up(self.topic_outage)  # the next session has another one
         self.send(consumer)
         while self.pending and time.monotonic() < end and not self.brokers.down:
             consumer.poll(0.05)

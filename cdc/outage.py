@@ -9,6 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from cdc import cli
+from cdc.health import HEALTH
 
 log = logging.getLogger(__name__)
 
@@ -53,12 +54,14 @@ class Outage:
         if outage_key(text) != outage_key(self.warning):
             log.warning("%s; waiting", text)
             self.warning = text
+            HEALTH.mark_down(self, text)
         else:
             log.debug("%s; waiting", text)
 
     def over(self) -> None:
         if self.warning:
             log.info("%s answers again", outage_key(self.warning)[0])
+        HEALTH.mark_up(self)
         self.reached, self.warning, self.since, self.delay = True, "", 0.0, 0.1
 
 

@@ -7,8 +7,9 @@ import logging
 from typing import Any
 
 import config
-from cdc import cli
+from cdc import cli, metrics
 from cdc.dead_letters import produce_all
+from cdc.delay import send_stamped
 from cdc.flush import Flush
 from cdc.kafka import advise
 from cdc.message import Change, to_json
@@ -50,7 +51,8 @@ class Refused(Exception):
     """The broker refuses some of the messages for good."""
 
 
-def publish(producer: Producer, page: list[Change], stop: cli.Stop) -> list[Change]:
+@metrics.PUBLISH_DURATION.timed
+def publish(producer: Producer, page: list[Change], stop: cli.Stop, changed_at: str | None = None) -> list[Change]:
     """Hand a page to Kafka and wait until all of it is acknowledged.
 
     A part that the broker refuses for good is halved until it fits, or a change stands alone: that one is set aside.
@@ -61,7 +63,7 @@ def publish(producer: Producer, page: list[Change], stop: cli.Stop) -> list[Chan
     while start < len(page):
         part = page[start : start + size]
         try:
-            send(producer, part, stop)
+            send(producer, part, stop, changed_at if start == 0 else None)
         except Refused as refusal:
             if len(part) > 1:
                 size = len(part) // 2
@@ -70,6 +72,7 @@ def publish(producer: Producer, page: list[Change], stop: cli.Stop) -> list[Chan
             aside += part
             size = len(page)
         start += len(part)
+    metrics.BATCH.observe(len(page))
     return aside
 
 
@@ -81,6 +84,7 @@ def set_aside(producer: Producer, change: Change, reason: str, stop: cli.Stop) -
     if failures and failures[0][1].code() not in VERDICTS:
         topic, error = config.DEAD_LETTER_TOPIC, failures[0][1]
         raise NotPublished(f"{topic}: {error.str()}{advise(error, f'WRITE on topic {topic}')}")
+    metrics.DEAD_LETTERS.add(1)
     outcome = f"refused there too, so it is in the log only: {failures[0][1].str()}" if failures else reason
     log.error("%s %s, log offset %s → dead letter: %s", change.action, name(change), change.cdc_id, outcome)
 
@@ -97,7 +101,7 @@ def to_message(change: Change) -> dict[str, Any]:
     return {"key": key, "value": value.encode("utf-8", "surrogateescape")}
 
 
-def send(producer: Producer, changes: list[Change], stop: cli.Stop) -> None:
+def send(producer: Producer, changes: list[Change], stop: cli.Stop, changed_at: str | None = None) -> None:
     """Send changes and wait for all acknowledgements. Raises Refused, NotPublished, Stopped."""
     failures: list[KafkaError] = []
     try:
@@ -107,7 +111,9 @@ def send(producer: Producer, changes: list[Change], stop: cli.Stop) -> None:
         ]
     except UnicodeEncodeError:
         raise Refused("a byte that is no text in the source's encoding") from None
+    size = sum(len(message["value"]) for message in waiting)
     wait = Flush(producer, config.KAFKA_TOPIC, stop)
+    send_stamped(producer, waiting, changed_at, lambda error, _: collect(error, failures))
     while waiting and not failures:
         producer.produce_batch(config.KAFKA_TOPIC, waiting, on_delivery=lambda error, _: collect(error, failures))
         # A full queue does not raise. It marks the messages that found no place, always the tail of the list.
@@ -125,6 +131,8 @@ def send(producer: Producer, changes: list[Change], stop: cli.Stop) -> None:
         raise Refused(verdicts[0].str())
     if failures:
         raise NotPublished(failures[0].str() + advise(failures[0], f"WRITE on topic {config.KAFKA_TOPIC}"))
+    metrics.PUBLISHED.add(len(changes))
+    metrics.PUBLISHED_BYTES.add(size)
 
 
 def collect(error: KafkaError | None, failures: list[KafkaError]) -> None:

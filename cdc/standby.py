@@ -13,7 +13,7 @@ import time
 from dataclasses import dataclass
 from datetime import datetime
 
-from cdc import cli
+from cdc import cli, metrics
 from cdc.wakeup import ACTIVE, HELD, Holder, lock_holders, name_strangers, try_lock
 
 import psycopg2
@@ -48,6 +48,7 @@ def become_active(source: Connection, stop: cli.Stop) -> None:
             reported = strangers
         watch.look(holders)
         stop.sleep(LOOK_EVERY)
+    metrics.ACTIVE.set(not stop.requested)
 
 
 def become_active_or_exit(source: Connection) -> None:

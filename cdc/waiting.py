@@ -14,6 +14,7 @@ from math import inf
 from typing import Any
 
 from cdc import cli
+from cdc.health import HEALTH
 from cdc.outage import LongWait
 from cdc.session import wait
 from cdc.text import escape
@@ -87,6 +88,7 @@ class Wait:
 
     def check(self) -> None:
         """Report a long wait. Raises Stopped when a stop is overdue, OperationalError when the limit is reached."""
+        HEALTH.turn()
         if self.waiter.stop.overdue(STOP_GRACE):
             cancel(self.connection)
             raise cli.Stopped

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import config
 import producer
-from cdc import cli, emp_cdc, publisher
+from cdc import emp_cdc, publisher
 from cdc.kafka import Brokers, make_client
 from cdc.message import Change
 from cdc.position import Saver, load_position
@@ -36,8 +37,8 @@ def read(pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callab
     readers: list[Reader] = []
     publish = publisher.publish
 
-    def publish_and_record(client: Producer, page: list[Change], stop: cli.Stop) -> list[Change]:
-        aside = publish(client, page, stop)
+    def publish_and_record(client: Producer, page: list[Change], *rest: Any) -> list[Change]:
+        aside = publish(client, page, *rest)
         readers[-1].published += page
         readers[-1].pages.append(len(page))
         return aside

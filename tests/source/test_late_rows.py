@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 import producer
-from cdc import cli, emp_cdc
+from cdc import emp_cdc
 from cdc.message import Change
 from harness.database import query
 from harness.log_reader import (
@@ -145,8 +145,8 @@ def test_late_rows_of_one_snapshot_go_in_bounded_pages_and_what_comes_meanwhile_
     log_late_rows(reader, sessions)
     publish = producer.publish  # type: ignore[attr-defined]
 
-    def publish_while_others_commit(client: Producer, page: list[Change], stop: cli.Stop) -> list[Change]:
-        aside: list[Change] = publish(client, page, stop)
+    def publish_while_others_commit(client: Producer, page: list[Change], *rest: Any) -> list[Change]:
+        aside: list[Change] = publish(client, page, *rest)
         if page[0].cdc_id == 1:
             query(sessions[1], "COMMIT")  # offset 26, below the reader's
             query(sessions[2], INSERT)  # offset 28, beyond it

@@ -22,10 +22,10 @@ def crash(pipeline: Pipeline, page_size: int, page: int, *instead: str, every: f
 from cdc import position
 position.EVERY = {every}
 publish, save = producer.publish, position.save
-def sabotaged(client, page, stop):
+def sabotaged(client, page, *rest):
     if page[0].cdc_id == {page}:
         {body}
-    return publish(client, page, stop)
+    return publish(client, page, *rest)
 producer.publish = sabotaged
 """
     result = pipeline.run(pipeline.sabotaged("import producer", in_pages_of(page_size), publish), "--once")
@@ -37,7 +37,7 @@ producer.publish = sabotaged
     [
         pytest.param(
             "import types; client = types.SimpleNamespace("
-            f"produce_batch=client.produce_batch, poll=client.poll, flush=lambda _: {KILL})",
+            f"produce=client.produce, produce_batch=client.produce_batch, poll=client.poll, flush=lambda _: {KILL})",
             1_000,
             None,  # how much of the page has left the client is up to chance
             id="the page is handed to the client",
@@ -78,7 +78,7 @@ def test_a_producer_killed_between_pages_of_late_rows_starts_their_round_again(
 ) -> None:
     log_late_rows(read(), sessions)
     query(sessions[1], "COMMIT")
-    crash(pipeline, 10, 11, "publish(client, page, stop)", KILL)
+    crash(pipeline, 10, 11, "publish(client, page, *rest)", KILL)
     assert sorted(record.cdc_id for record in published(pipeline)) == [*range(1, 21), 27]
     pipeline.drain()
     assert sorted(record.cdc_id for record in published(pipeline)) == sorted([*range(1, 21), *range(1, 28)])

@@ -65,8 +65,8 @@ def test_once_beside_an_active_producer_exits_1_with_one_line(pipeline: Pipeline
 HASTY = ("from cdc import standby", "standby.FROZEN_AFTER = 2.0")  # seconds, not 20: nothing else is here
 STOPS = """
 publish = producer.publish
-def publish_and_stop(client, page, stop):
-    aside = publish(client, page, stop)
+def publish_and_stop(client, page, *rest):
+    aside = publish(client, page, *rest)
     os.kill(os.getpid(), signal.SIGSTOP)
     return aside
 producer.publish = publish_and_stop
