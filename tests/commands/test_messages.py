@@ -39,15 +39,30 @@ def said() -> list[str]:
 
 
 def is_said(text: str) -> bool:
-    """Whether the source says this text, in one piece or in several beside each other."""
+    """Whether the source says this text, in one piece or in several that stand beside each other."""
     text = text.strip(" ,;:.")
-    if not text or any(text in part for part in said()):
+    return not text or any(text in part for part in said()) or is_put_together(text)
+
+
+def is_put_together(text: str) -> bool:
+    """Whether the text is the end of one piece and the beginning of another, maybe with a whole piece between them."""
+    places = [match.start() for match in re.finditer(" ", text)]
+    if any(ends(text[:place]) and begins(text[place:]) for place in places):
         return True
     for part in said():
-        if len(part) > 3 and part.strip() in text:
-            before, _, after = text.partition(part.strip())
-            return is_said(before) and is_said(after)
+        whole = part.strip(" ,;:.")
+        if len(whole) >= 10 and whole in text:
+            before, after = text.split(whole, 1)
+            return (ends(before) or is_put_together(before)) and (begins(after) or is_put_together(after))
     return False
+
+
+def ends(text: str) -> bool:
+    return any(part.rstrip(" ,;:.").endswith(text.strip(" ,;:.")) for part in said())
+
+
+def begins(text: str) -> bool:
+    return any(part.lstrip(" ,;:.").startswith(text.strip(" ,;:.")) for part in said())
 
 
 @pytest.mark.parametrize("message", messages())
