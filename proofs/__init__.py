@@ -1,8 +1,11 @@
 """What tests can only sample, gone through completely: every interleaving, on models that are tied to the code.
 
-explore    go through every state that a model can reach
-reading    the reading protocol: writers, polls, pages, saves, crashes
-wrong      protocols that look right, each with the interleaving that breaks it
-story      such an interleaving as two psql sessions side by side
-statement  the product's own statements on the explored snapshots, answered by PostgreSQL
+    explore    go through every state that a model can reach
+    reading    the reading protocol: writers, polls, pages, saves, crashes
+    wrong      protocols that look right, each with the interleaving that breaks it
+    story      such an interleaving on a time line, a column for each side
+    statement  the product's own statements on the explored snapshots, answered by PostgreSQL
+    asleep     falling asleep: asleep.pml, a model that spin goes through
+
+`make prove` runs all of it.
 """

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from itertools import zip_longest
 
@@ -72,22 +72,24 @@ class Teller:
 
 def tell(wrong: Wrong, way: list[Step[State]]) -> Iterator[str]:
     """Yield the lines of the story."""
-    yield wrong.name
-    yield ""
-    yield line("", "psql, session A", "psql, session B", "producer")
-    yield line("", *("─" * width for width in WIDTHS))
     teller = Teller(saves_early=not wrong.protocol.save_last)
-    for number, step in enumerate(way, 1):
-        column, said = teller.tell(step)
-        for label, text in zip_longest([str(number)], said, fillvalue=""):
-            yield line(label, *(text if place == column else "" for place in range(len(WIDTHS))))
-    yield ""
+    yield from (wrong.name, "")
+    yield from timeline(("psql, session A", "psql, session B", "producer"), map(teller.tell, way))
     last, position = way[-1], way[-1].state.position
     values = {"offset": position.last_offset, "snapshot": show(position.snapshot)}
-    yield f"    → {last.wrong}"
+    yield from ("", f"    → {last.wrong}")
     if "lost" in last.wrong:
         yield f"      it is committed, and no poll finds it: {wrong.reads.format(**values)}"
     yield f"      ours {wrong.ours.format(**values)}"
+
+
+def timeline(names: tuple[str, ...], steps: Iterable[tuple[int, list[str]]]) -> Iterator[str]:
+    """Yield a column for each name, and the numbered steps below each other, each in its column."""
+    yield line("", *names)
+    yield line("", *("─" * width for width in WIDTHS))
+    for number, (column, lines) in enumerate(steps, 1):
+        for label, text in zip_longest([str(number)], lines, fillvalue=""):
+            yield line(label, *(text if place == column else "" for place in range(len(WIDTHS))))
 
 
 def line(label: str, *cells: str) -> str:
