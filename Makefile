@@ -27,6 +27,10 @@ demo: $(VENV)/.scripts  ## servers, set-up, producer, consumer and test_cdc.py, 
 lose: $(VENV)/.scripts up  ## the usual design loses rows, ours does not: side by side, live, at most a minute
 	@$(RUN) -m lose
 
+.PHONY: recordings
+recordings: $(VENV)/.scripts up  ## record test_cdc.py, status and lose at work, for README: docs/recordings/
+	$(RUN) -m harness.recordings
+
 .PHONY: tour
 tour: $(VENV)/.scripts up  ## run all commands of docs/tour.md, and write their real output there
 	$(RUN) -m harness.tour

@@ -12,6 +12,12 @@ For tests and benchmarks:
     scraping      what a script shows over HTTP, and a Prometheus that reads it
     proxy         connections that may be cut, held up and slowed
 
+For the documents:
+
+    tour          the commands of docs/tour.md: run, compared, and their output written there
+    recordings    what README shows of the scripts at work, recorded on a terminal
+    svg           a recording as a picture that moves
+
 For tests only, along the way of a change:
 
     capturing     the source's tables, and what the triggers have logged

@@ -8,12 +8,13 @@ import os
 import pty
 import re
 import select
+import signal
 import struct
 import subprocess
 import sys
 import termios
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 
@@ -23,6 +24,7 @@ from rich.text import Text
 
 TOKEN = re.compile(r"\r|\n|\x1b\[[0-9;?]*[A-Za-z]|[^\r\n\x1b]+")
 UNFINISHED = re.compile(r"\x1b(\[[0-9;?]*)?$")
+INTERRUPT = "\x03"  # Ctrl-C
 QUIET = 0.03  # seconds without output after which the screen is looked at
 
 
@@ -101,7 +103,7 @@ def record(
     rows: int = 40,
     keys: Sequence[Key] = (),
     seconds: float = 90.0,
-    **environment: str,
+    environment: Mapping[str, str] | None = None,
 ) -> Recording:
     """Run Python with these arguments on a terminal of its own, and press keys in their order."""
     ours, theirs = pty.openpty()
@@ -110,15 +112,22 @@ def record(
     process = subprocess.Popen(
         [sys.executable, *arguments],
         cwd=ROOT,
-        env={**os.environ, **about, **environment},
+        env={**os.environ, **about, **(environment or {})},
         stdin=theirs,
         stdout=theirs,
         stderr=theirs,
         start_new_session=True,
     )
     os.close(theirs)
+
+    def press(key: str) -> None:
+        if key == INTERRUPT:  # the terminal is not the process's controlling one, and would send it nothing
+            process.send_signal(signal.SIGINT)
+        else:
+            os.write(ours, key.encode())
+
     try:
-        frames = watch(ours, list(keys), seconds)
+        frames = watch(ours, list(keys), seconds, press)
         return Recording(frames, process.wait(10))
     finally:
         process.kill()
@@ -126,7 +135,9 @@ def record(
         os.close(ours)
 
 
-def watch(terminal: int, keys: list[Key], seconds: float) -> list[tuple[float, list[str]]]:
+def watch(
+    terminal: int, keys: list[Key], seconds: float, press: Callable[[str], None]
+) -> list[tuple[float, list[str]]]:
     """Return the screens until the program closes its terminal."""
     began, screen, decoder = time.monotonic(), Screen(), codecs.getincrementaldecoder("utf-8")("replace")
     frames: list[tuple[float, list[str]]] = []
@@ -134,14 +145,14 @@ def watch(terminal: int, keys: list[Key], seconds: float) -> list[tuple[float, l
     while True:
         now = time.monotonic() - began
         assert now < seconds, f"still running after {seconds:.0f} s:\n{screen.text()}"
-        if keys and keys[0].text in screen.text():
-            key = keys.pop(0)
-            typed.append((now + key.after, key.key))
-        while typed and now >= typed[0][0]:
-            os.write(terminal, typed.pop(0)[1].encode())
         if not select.select([terminal], [], [], QUIET)[0]:
             if not frames or frames[-1][1] != screen.lines:
                 frames.append((now, list(screen.lines)))
+            if keys and keys[0].text in screen.text():
+                key = keys.pop(0)
+                typed.append((now + key.after, key.key))
+            while typed and now >= typed[0][0]:
+                press(typed.pop(0)[1])
             continue
         piece = b""
         with suppress(OSError):  # the program has ended

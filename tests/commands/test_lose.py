@@ -79,8 +79,10 @@ def test_what_the_keys_break_loses_nothing_at_our_side_and_the_run_ends_within_a
         shown = record(
             *("-m", "lose"),
             keys=keys,
-            SOURCE_DATABASE_URL=config.SOURCE_DATABASE_URL,
-            DESTINATION_DATABASE_URL=config.DESTINATION_DATABASE_URL,
+            environment={
+                "SOURCE_DATABASE_URL": config.SOURCE_DATABASE_URL,
+                "DESTINATION_DATABASE_URL": config.DESTINATION_DATABASE_URL,
+            },
         )
     screen = shown.text()
     print(screen)

@@ -1,0 +1,95 @@
+"""Record what README shows: the scripts themselves, at work on a pipeline of their own.
+
+    python -m harness.recordings                 # all, into docs/recordings/
+    python -m harness.recordings status          # one of them
+    make recordings
+
+A recording is never edited. Two runs differ in numbers and times only.
+"""
+
+from __future__ import annotations
+
+import argparse
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from cdc import cli
+from harness import ROOT
+from harness.database import query
+from harness.pipeline import Pipeline
+from harness.svg import to_svg
+from harness.terminal import Key, Recording, record
+
+FOLDER = ROOT / "docs" / "recordings"
+NAME = "cdc_recording"  # of the databases, the topic and the group
+COLUMNS, ROWS = 80, 26
+LARGEST = 150_000  # bytes
+EMPLOYEES = """
+INSERT INTO employees (first_name, last_name, dob, city, salary) VALUES
+    ('Lise', 'Meitner', '1878-11-07', 'Wien', 1300), ('Alan', 'Turing', '1912-06-23', 'London', 1100),
+    ('Emmy', 'Noether', '1882-03-23', 'Bern', 1400)
+"""
+
+
+@contextmanager
+def running_pipeline() -> Iterator[Pipeline]:
+    """A pipeline with three employees, whose scripts run and have carried them over."""
+    with tempfile.TemporaryDirectory(prefix=NAME) as logs:
+        pipeline = Pipeline(NAME, Path(logs))
+        pipeline.create()
+        try:
+            pipeline.set_up()
+            pipeline.start("producer.py")
+            pipeline.start("consumer.py")
+            query(pipeline.source(), EMPLOYEES)
+            pipeline.wait_until_equal()
+            yield pipeline
+        finally:
+            pipeline.drop()
+
+
+def record_test() -> Recording:
+    with running_pipeline() as pipeline:
+        assert pipeline.run("test_cdc.py").returncode == 0  # the first change through a new topic is slow
+        return record("test_cdc.py", columns=COLUMNS, rows=ROWS, environment=pipeline.environment)
+
+
+def record_status() -> Recording:
+    with running_pipeline() as pipeline:
+        assert pipeline.run("verify.py").returncode == 0
+        return record("admin.py", "status", columns=COLUMNS, rows=ROWS, environment=pipeline.environment)
+
+
+def record_lose() -> Recording:
+    keys = [Key("s left", "h", 4), Key("stays open", "c", 3), Key("were killed", "c", 2), Key("start again", "h", 3)]
+    return record("-m", "lose", "--seconds", "16", columns=COLUMNS, rows=ROWS, keys=keys)
+
+
+RECORDINGS: dict[str, tuple[str, Callable[[], Recording]]] = {
+    "test_cdc": ("python test_cdc.py", record_test),
+    "status": ("python admin.py status", record_status),
+    "lose": ("make lose", record_lose),
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join(RECORDINGS)}; default: all")
+    names = parser.parse_args().names or list(RECORDINGS)
+    if not set(names) <= set(RECORDINGS):
+        parser.error(f"give some of {', '.join(RECORDINGS)}")
+    FOLDER.mkdir(exist_ok=True)
+    for name in names:
+        title, make = RECORDINGS[name]
+        recording = make()
+        picture = to_svg(recording, title, COLUMNS, ROWS)
+        if recording.code != 0 or len(picture.encode()) > LARGEST:
+            cli.fail(f"{title} ended with {recording.code}, {len(picture.encode()):,} bytes:\n{recording.text()}")
+        (FOLDER / f"{name}.svg").write_text(picture, encoding="utf-8")
+        print(f"docs/recordings/{name}.svg: {len(picture.encode()):,} bytes", flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,85 @@
+"""The recordings that README shows: what a terminal shows becomes a picture, and the pictures are there."""
+
+from __future__ import annotations
+
+import re
+import xml.etree.ElementTree as ET
+
+from harness import ROOT
+from harness.recordings import FOLDER, LARGEST, RECORDINGS
+from harness.svg import to_svg
+from harness.terminal import INTERRUPT, Key, Recording, Screen, record
+
+import pytest
+
+SVG = "{http://www.w3.org/2000/svg}"
+# A table that changes in place, as lose and status --watch draw theirs; "full" has the whole screen.
+LIVE = """
+import sys, time
+from rich.live import Live
+from rich.table import Table
+def table(number):
+    made = Table("stage", "rows")
+    made.add_row("log", f"[red]{number} < 9[/red]")
+    return made
+full = "full" in sys.argv
+print("" if full else "begun")
+try:
+    with Live(table(1), auto_refresh=False, screen=full) as live:
+        for number in 2, 3:
+            time.sleep(0.3)
+            live.update(table(number), refresh=True)
+        time.sleep(60 if full else 0)
+except KeyboardInterrupt:
+    sys.exit(7)
+"""
+
+
+def at_rest(picture: str) -> str:
+    """The text that stands there where nothing moves."""
+    hidden = set(re.findall(r"\.(g\d+)\{visibility:hidden", picture))
+    groups = [group for group in ET.fromstring(picture).iter(f"{SVG}g") if group.get("class") not in hidden]
+    return " ".join(text.text or "" for group in groups for text in group.iter(f"{SVG}text"))
+
+
+def test_a_table_that_changes_in_place_is_one_table_at_each_moment() -> None:
+    recording = record("-c", LIVE, columns=40, rows=20)
+    screens = ["\n".join(lines) for _, lines in recording.frames]
+    assert recording.code == 0
+    assert all(screen.count("stage") <= 1 for screen in screens)
+    assert [number for number in "123" if any(f"{number} < 9" in screen for screen in screens)] == ["1", "2", "3"]
+    assert recording.text().startswith("begun\n")
+    picture = to_svg(recording, "live", 40, 20)
+    assert "3 < 9" in at_rest(picture)
+    assert "1 < 9" not in at_rest(picture)
+    assert "1 &lt; 9" in picture
+    assert "rows" in at_rest(picture)
+
+
+def test_a_program_with_the_whole_screen_ends_by_ctrl_c_and_its_last_screen_stays_in_the_picture() -> None:
+    recording = record("-c", LIVE, "full", columns=40, rows=20, keys=[Key("3 < 9", INTERRUPT)])
+    assert recording.code == 7
+    assert "stage" not in recording.text()
+    assert "3 < 9" in at_rest(to_svg(recording, "live", 40, 20))
+
+
+def test_only_the_last_rows_are_shown_as_on_a_terminal_that_scrolls() -> None:
+    lines = [f"line {number}" for number in range(30)]
+    picture = to_svg(Recording([(0.0, lines[:5]), (1.0, lines)], 0), "long", 40, 10)
+    assert re.findall(r"line \d+", at_rest(picture)) == lines[-10:]
+
+
+def test_a_control_sequence_that_comes_in_two_pieces_is_one() -> None:
+    screen = Screen()
+    for piece in ("one\r\ntwo\x1b", "[1A\x1b[2", "K\rnew"):
+        screen.feed(piece)
+    assert screen.text() == "new\ntwo"
+
+
+@pytest.mark.parametrize("name", RECORDINGS)
+def test_readme_shows_each_recording_and_none_is_large(name: str) -> None:
+    picture = (FOLDER / f"{name}.svg").read_text(encoding="utf-8")
+    assert f"](docs/recordings/{name}.svg)" in (ROOT / "README.md").read_text(encoding="utf-8")
+    assert len(picture.encode()) < LARGEST
+    assert RECORDINGS[name][0] in (ET.fromstring(picture).findtext(f"{SVG}title") or "")
+    assert at_rest(picture)
