@@ -105,5 +105,5 @@ def test_a_delay_is_what_the_destination_sees(watched: Watched) -> None:
 
 def test_docs_metrics_names_each_of_them() -> None:
     text = (ROOT / "docs" / "metrics.md").read_text(encoding="utf-8")
-    named = set(re.findall(r"^\| `(\w+)", text, re.MULTILINE))
+    named = set(re.findall(r"^\| `([a-z_]+)", text, re.MULTILINE))
     assert named == {metric.name for metric in (*metrics.OF_PRODUCER, *metrics.OF_CONSUMER)} | {"build_info"}
