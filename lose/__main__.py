@@ -27,6 +27,7 @@ WRITERS = 6
 SECONDS = 30  # of writing
 LIMIT = 60.0  # seconds for everything
 CLOSING = 20.0  # seconds of them for what is on its way, and for the removal
+SHORTEST = 3.0  # seconds of writing, however long the set-up took
 EVERY = 0.2  # seconds between two looks
 
 
@@ -36,7 +37,8 @@ def run(made: Experiment, shown: Lines, began: float, seconds: float) -> None:
     try:
         for _ in range(WRITERS):
             made.writers.add()
-        write(made, faults, shown, min(time.monotonic() + seconds, began + LIMIT - CLOSING))
+        now = time.monotonic()
+        write(made, faults, shown, min(now + seconds, max(now + SHORTEST, began + LIMIT - CLOSING)))
     finally:
         for line in faults.mend():
             shown.event(line)
@@ -82,6 +84,7 @@ def verdict(console: Console, made: Experiment, most: int) -> bool:
 
 def parse_arguments() -> argparse.Namespace:
     parser = cli.make_parser(__doc__)
+    parser.prog = "python -m lose"
     parser.add_argument("--seconds", type=float, default=SECONDS, help=f"of writing, default {SECONDS}, at most 40")
     return parser.parse_args()
 
