@@ -17,7 +17,9 @@ from cdc import cli, endpoints, metrics
 from cdc.dead_letters import DeadLetters
 from cdc.delay import observe_delays
 from cdc.destination import Destination, Part
-from cdc.intake import Drain, Intake
+from cdc.drain import Drain
+from cdc.flush import bound_waits
+from cdc.intake import Intake
 from cdc.kafka import NO_RIGHT, Brokers, make_client
 from cdc.message import describe
 from cdc.offsets import Offsets, read_from_first
@@ -142,7 +144,7 @@ def session(destination: Destination, brokers: Brokers, report: Report, stop: cl
             destination.dead_letters.report()
             if brokers.down:
                 brokers.probe(consumer)
-            if drain.done(consumer):
+            if drain.done(consumer, offsets.admin):
                 break
     finally:
         offsets.leave(consumer, stop)
@@ -157,7 +159,9 @@ def main() -> None:
     gc.set_threshold(cli.FEW_COLLECTIONS)
     stop, brokers, report = cli.stop_on_signals(), Brokers(), Report(log, "applied")
     endpoints.serve("consumer")
-    outage = Outage(stop, give_up_after=GIVE_UP if arguments.once else float("inf"))
+    limit = GIVE_UP if arguments.once else float("inf")
+    bound_waits(limit, brokers)
+    outage = Outage(stop, give_up_after=limit)
     destination = Destination(outage, DeadLetters(brokers, stop))
     fenced = float("-inf")
     try:

@@ -16,6 +16,7 @@ In the order in which a change meets them:
     apply         the statement that applies records through the gate
     destination   apply a batch whatever happens: wait out outages, single out what is refused
     dead_letters  the dead-letter topic: send there; list, replay, discard
+    drain         when `consumer.py --once` is done
     offsets       where a consumer stands: assigned, applied, committed, left
 
 Around them:

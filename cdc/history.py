@@ -20,6 +20,7 @@ from cdc.message import Change, describe, to_json
 from cdc.position import Position
 from cdc.postgres import WrongSetting
 from cdc.topic import Tail
+from cdc.waiting import waiter
 from config import SCHEMA
 from employee import CDCRecord
 
@@ -184,7 +185,7 @@ class History:
 
     def leave_gap(self, values: dict[str, int | str]) -> tuple[int, int]:
         """Return the highest log offset in use, and by how much unpublished changes must move. Waits for writers."""
-        warned = False
+        warned, started = False, time.monotonic()
         while True:
             try:
                 with self.source.cursor() as cursor:
@@ -195,6 +196,8 @@ class History:
                 if not warned:
                     log.warning("a long transaction holds emp_cdc; waiting until it ends")
                 warned = True
+                if time.monotonic() - started > waiter.limit:
+                    cli.fail(f"a long transaction holds emp_cdc; gave up after {waiter.limit:.0f} s")
                 self.stop.sleep(0.5)
                 cli.raise_if_requested(self.stop)
 

@@ -12,8 +12,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
-import config
-from cdc import cli
 from cdc.apply import keep_newest
 from cdc.message import Record, read
 from cdc.waiting import waiter
@@ -148,26 +146,3 @@ class Intake:
         self.paused = True
         message = self.consumer.poll(0)
         return message is not None and self.add([message])
-
-
-@dataclass
-class Drain:
-    """Which partitions are read to their end, for --once."""
-
-    once: bool
-    give_up_after: float  # seconds without progress
-    drained: set[int] = field(default_factory=set)
-    progress: float = field(default_factory=time.monotonic)
-
-    def unfinished(self, batch: Batch) -> None:
-        """There is more in these partitions. An end of theirs that came after these messages is yet to be handled."""
-        if self.drained:
-            self.drained -= {message.partition() or 0 for message in batch.messages}
-
-    def done(self, consumer: Consumer) -> bool:
-        """Whether all assigned partitions are read to their end. Exits after give_up_after seconds."""
-        if not self.once:
-            return False
-        if time.monotonic() - self.progress > self.give_up_after:
-            cli.fail(f"topic {config.KAFKA_TOPIC} was not read to its end; gave up after {self.give_up_after:.0f} s")
-        return self.drained >= {partition.partition for partition in consumer.assignment()} != set()

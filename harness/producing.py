@@ -32,9 +32,9 @@ def set_up_here(pipeline: Pipeline) -> None:
     create_topic(pipeline)
 
 
-def create_topic(pipeline: Pipeline, name: str = "") -> None:
+def create_topic(pipeline: Pipeline, name: str = "", partitions: int = 3) -> None:
     admin = AdminClient(client_settings())
-    for future in admin.create_topics([NewTopic(name or pipeline.topic, 3, 1)]).values():
+    for future in admin.create_topics([NewTopic(name or pipeline.topic, partitions, 1)]).values():
         future.result()
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from contextlib import closing
 
 import consumer
-from cdc.intake import Drain
+from cdc.drain import Drain
 from cdc.kafka import Brokers, make_client
 from harness.consuming import change, consuming, wait_until_read
 from harness.destination import ids, let_in, shut_out, wait_for_rows
