@@ -20,7 +20,7 @@ from cdc.emp_cdc import count_unpublished, late_pages, prepare, read_page
 from cdc.flush import bound_waits, flusher
 from cdc.health import HEALTH
 from cdc.history import History
-from cdc.kafka import NO_BROKER, Brokers, advise, make_client
+from cdc.kafka import Brokers, advise, make_client
 from cdc.message import Change, describe, to_json
 from cdc.outage import Outage
 from cdc.position import Position, PositionLost, Saver, load_position
@@ -82,15 +82,16 @@ def publish_late(producer: Producer, saver: Saver, stop: cli.Stop, page_size: in
     return Published(count, changes, refused)
 
 
-def stream(producer: Producer, saver: Saver, upkeep: Upkeep, brokers: Brokers, stop: cli.Stop, once: bool) -> None:
+def stream(producer: Producer, saver: Saver, upkeep: Upkeep, brokers: Brokers, outage: Outage, once: bool) -> None:
     """Publish until a stop is requested, or with once until the log is drained."""
-    report, rest = Report(log, "published"), wakeup.Rest(saver.source, stop)
+    stop, report, rest = outage.stop, Report(log, "published"), wakeup.Rest(saver.source, outage.stop)
     while not stop.requested:
         started = time.monotonic()
         published = run_once(producer, saver, stop)
         took = time.monotonic() - started
         saver.save_if_due()
         upkeep.run_if_due(saver, full=published.count >= PAGE)
+        outage.over()  # not before: a session can begin and then fail, again and again
         if published.count:
             brokers.mark_up()
             log_published(report, saver, published, started)
@@ -130,11 +131,10 @@ def session(brokers: Brokers, outage: Outage, stop: cli.Stop, once: bool) -> Non
         position = load_position(source)
         count_unpublished(source, position)  # for the metrics: Kafka may be down
         position = history.check_at_start(position)
-        outage.over()
         brokers.mark_up()
-        log.info("publishing from log offset %s to topic %s", f"{position.last_offset:,}", config.KAFKA_TOPIC)
+        outage.announce(f"publishing from log offset {position.last_offset:,} to topic {config.KAFKA_TOPIC}")
         with Saver(source, position) as saver:
-            stream(producer, saver, Upkeep(source, history), brokers, stop, once)
+            stream(producer, saver, Upkeep(source, history), brokers, outage, once)
 
 
 @cli.script
@@ -159,8 +159,7 @@ def main() -> None:
             reason = error.args[0]
             if brokers.wrong_setting:
                 cli.fail(brokers.wrong_setting, cli.WRONG_USE)
-            if reason.code() in NO_BROKER:
-                brokers.mark_down()
+            brokers.note(reason)
             advice = advise(reason, f"READ and WRITE on topic {config.KAFKA_TOPIC}")
             outage.wait(f"topic {config.KAFKA_TOPIC}: {reason.str()}{advice}", quiet=brokers.unsteady())
         except NotPublished as error:

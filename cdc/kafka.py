@@ -84,6 +84,13 @@ class Brokers:
             self.logged.add(essence)
             log.warning("Kafka: %s", text)
 
+    def note(self, error: KafkaError) -> None:
+        """Learn from the error of a call whether the brokers answer. The client's own errors are below 0."""
+        if error.code() in NO_BROKER:
+            self.mark_down()
+        elif error.code() > 0:
+            self.mark_up()
+
     def mark_down(self) -> None:
         """Brokers that come and go while they start are one outage: warn again only once `probe` finds none."""
         if not self.down and not self.unsteady():

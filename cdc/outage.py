@@ -36,6 +36,7 @@ class Outage:
     warning: str = ""
     since: float = 0.0
     delay: float = 0.1
+    announced: str = ""
 
     def wait(self, text: str, sleep: Callable[[float], None] | None = None, quiet: bool = False) -> None:
         """Wait before the next try. Exits after give_up_after seconds.
@@ -58,7 +59,14 @@ class Outage:
         else:
             log.debug("%s; waiting", text)
 
+    def announce(self, text: str) -> None:
+        """Log how a session begins. During an outage it may fail soon, and begin likewise again and again."""
+        if text != self.announced or not self.since:
+            log.info("%s", text)
+        self.announced = text
+
     def over(self) -> None:
+        """Note that something went through. That a session begins does not yet tell it."""
         if self.warning:
             log.info("%s answers again", outage_key(self.warning)[0])
         HEALTH.mark_up(self)

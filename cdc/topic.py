@@ -213,7 +213,6 @@ class Tail:
         reader = make_client(Consumer, GUARD_SETTINGS, self.brokers)
         with closing(reader):
             metadata = reader.list_topics(config.KAFKA_TOPIC, timeout=ANSWER_WAIT).topics[config.KAFKA_TOPIC]
-            self.brokers.mark_up()
             if metadata.error is not None:
                 raise KafkaException(metadata.error)
             unread = {}  # by partition: where to start
@@ -227,7 +226,9 @@ class Tail:
                     unread[number] = start
                 self.ends[number] = end
             reader.assign([TopicPartition(config.KAFKA_TOPIC, number, start) for number, start in unread.items()])
-            return read_to_end(reader, set(unread), stop)
+            changes = read_to_end(reader, set(unread), stop)
+            self.brokers.mark_up()  # not before: brokers that answer may still have no leader for a partition
+            return changes
 
 
 def read_to_end(reader: Consumer, unread: set[int], stop: cli.Stop) -> list[tuple[int, bytes]]:

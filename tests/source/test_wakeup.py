@@ -13,6 +13,7 @@ import producer
 from cdc import cli, wakeup
 from cdc.history import History
 from cdc.kafka import Brokers
+from cdc.outage import Outage
 from cdc.publisher import PAGE
 from cdc.topic import Tail
 from cdc.upkeep import Upkeep
@@ -32,7 +33,7 @@ def streaming(reader: Reader) -> Iterator[Future[None]]:
     stop, brokers = cli.Stop(), Brokers()
     upkeep = Upkeep(reader.source, History(reader.source, Tail(brokers), stop))
     with ThreadPoolExecutor(1) as pool:
-        stream = pool.submit(producer.stream, reader.client, reader.saver, upkeep, brokers, stop, once=False)
+        stream = pool.submit(producer.stream, reader.client, reader.saver, upkeep, brokers, Outage(stop), once=False)
         try:
             yield stream
         finally:
