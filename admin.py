@@ -4,7 +4,8 @@ python admin.py                               create the topic and the dead-lett
 python admin.py create --partitions 6         the same with 6 partitions; adds those that an existing topic lacks
 python admin.py delete                        delete both topics; asks first
 python admin.py status                        one screen: source, log, topic, consumer group, destination
-python admin.py status --json                 the same as JSON
+python admin.py status --json                 the same as JSON; --watch redraws it on a terminal
+python admin.py status --check                one line for cron: exit 1 if there is something to do; --max-delay 30
 python admin.py trace 7                       where the changes of employee 7 are; --json as JSON
 python admin.py check                         is the set-up right? One line each; --json as JSON
 python admin.py rewind                        read the topic again from its first message, as after a restore
@@ -181,7 +182,7 @@ def parse_arguments() -> argparse.Namespace:
     deleting = commands.add_parser("delete", help="delete both topics")
     deleting.add_argument("--yes", action="store_true", help="do not ask")
     showing = commands.add_parser("status", help="show where every change is")
-    showing.add_argument("--json", action="store_true", help="as JSON")
+    status.add_options(showing)
     tracing = commands.add_parser("trace", help="show where the changes of one employee are")
     tracing.add_argument("emp_id", type=employee_id, metavar="EMP_ID")
     tracing.add_argument("--json", action="store_true", help="as JSON")
@@ -239,7 +240,7 @@ def main() -> None:
         elif arguments.command == "rewind":
             rewind(admin, arguments.since)
         elif arguments.command == "status":
-            sys.exit(status.run(admin, arguments.json))
+            sys.exit(status.run(admin, arguments))
         elif arguments.command == "check":
             sys.exit(check.run(admin, arguments.json))
         elif arguments.command == "trace":

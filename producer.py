@@ -119,6 +119,7 @@ def session(brokers: Brokers, outage: Outage, stop: cli.Stop, once: bool) -> Non
     """Publish over one connection to the source until a stop is requested, or with once until the log is drained."""
     with closing(connect("source", config.SOURCE_DATABASE_URL)) as source, HEALTH.connection("source"):
         outage.reached = True
+        wakeup.introduce(source)
         if once:
             standby.become_active_or_exit(source)
         producer = make_client(Producer, KAFKA_SETTINGS, brokers)

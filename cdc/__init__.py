@@ -25,8 +25,12 @@ Around them:
     kafka, topic        make a client; what the topic and the group hold now
     waiting             wait for a statement: stop when asked to, read ahead, report a wait that lasts
     outage, progress    wait longer and longer, warn once; report what moved
-    cli, text           options, stopping, exit codes; texts of others made harmless
-    status, comparison  the engines of `admin.py status` and `verify.py`
+    cli, text           options, stopping, exit codes; numbers with their nouns, texts of others made harmless
+    status, watch       the forms of `admin.py status`; its screen redrawn all the time
+    flow, stages        ask all stages in time, and see whether anything moves; the figures of each
+    holders, lateness   who holds locks and open transactions at the source; how old and how late changes are
+    alarms, screen      what is wrong and what to do; what `admin.py status` shows
+    comparison          the engine of `verify.py`
     trace, search       where one employee's changes are (`admin.py trace`); the last messages of a topic that match
     verdict             where an employee's newest change hangs, and what to do
     trace_screen        what `admin.py trace` shows

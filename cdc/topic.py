@@ -19,6 +19,7 @@ from confluent_kafka import (
     IsolationLevel,
     KafkaError,
     KafkaException,
+    Message,
     TopicCollection,
     TopicPartition,
 )
@@ -44,23 +45,33 @@ GUARD_SETTINGS = {
 READER_SETTINGS = {
     **GUARD_SETTINGS,
     "auto.offset.reset": "earliest",
-    "queued.min.messages": 1,  # one of each partition is all that is asked for
+    "queued.min.messages": 1,  # a few of each partition are all that is asked for
 }
 
 
-def partition_numbers(admin: AdminClient, topic: str) -> list[int]:
-    """Return the topic's partitions, none if it does not exist.
+def describe_topic(admin: AdminClient, topic: str) -> Any:
+    """Return a topic's partitions, with the replicas of each, and its id; None if it does not exist.
 
     Raises KafkaException if Kafka does not let us see it: a list of all topics would just leave it out.
     """
     (answer,) = admin.describe_topics(TopicCollection([topic]), request_timeout=ANSWER_WAIT).values()
     try:
-        return sorted(partition.id for partition in answer.result().partitions)
+        return answer.result()
     except KafkaException as error:
         reason = error.args[0]
         if reason.code() == KafkaError.UNKNOWN_TOPIC_OR_PART:
-            return []
+            return None
         raise KafkaException(KafkaError(reason.code(), f"topic {topic}: {reason.str()}")) from None
+
+
+def partition_numbers(admin: AdminClient, topic: str) -> list[int]:
+    """Return the topic's partitions, none if it does not exist. Raises KafkaException."""
+    found = describe_topic(admin, topic)
+    return sorted(partition.id for partition in found.partitions) if found else []
+
+
+def count_brokers(admin: AdminClient) -> int:
+    return len(admin.describe_cluster(request_timeout=ANSWER_WAIT).result().nodes)
 
 
 def offset_bounds(admin: AdminClient, topic: str, partitions: list[int]) -> dict[int, tuple[int, int]]:
@@ -167,7 +178,7 @@ def group_members(admin: AdminClient) -> list[Member]:
         raise
     return [
         Member(
-            f"{member.member_id[-12:]} at {member.host.lstrip('/')}",
+            f"{member.group_instance_id or member.member_id[-12:]} at {member.host.lstrip('/')}",
             member.client_id == config.KAFKA["client.id"],
             [
                 partition.partition
@@ -179,23 +190,29 @@ def group_members(admin: AdminClient) -> list[Member]:
     ]
 
 
-def without_messages(brokers: Brokers, starts: dict[int, int]) -> set[int]:
-    """Return the partitions that have no message from these offsets on.
+def read_messages(brokers: Brokers, starts: dict[int, int], count: int) -> dict[int, list[Message]] | None:
+    """Return up to count messages of each partition from these offsets on; None without the right to read them.
 
-    The end of a transaction takes an offset, and is no message: nobody reads it, and nobody commits past it.
+    A partition that does not answer in time is left out. The end of a transaction takes an offset, and is no message:
+    nobody reads it, and nobody commits past it.
     """
-    left, empty = set(starts), set()
+    read: dict[int, list[Message]] = {number: [] for number in starts}
+    left = set(starts)
     with closing(make_client(Consumer, READER_SETTINGS, brokers)) as reader:
         reader.assign([TopicPartition(config.KAFKA_TOPIC, number, start) for number, start in starts.items()])
         end = time.monotonic() + ANSWER_WAIT
         while left and (message := reader.poll(max(0.0, end - time.monotonic()))):
             number, error = message.partition() or 0, message.error()
-            if error is None:
+            if error is None and number in left:
+                read[number].append(message)
+                if len(read[number]) == count:
+                    left.discard(number)
+                    reader.pause([TopicPartition(config.KAFKA_TOPIC, number)])
+            elif error is not None and error.code() == KafkaError._PARTITION_EOF:
                 left.discard(number)
-            elif error.code() == KafkaError._PARTITION_EOF and number in left:
-                left.discard(number)
-                empty.add(number)
-    return empty
+            elif error is not None and error.code() == TOPIC_REFUSED:
+                return None
+    return {number: messages for number, messages in read.items() if number not in left}
 
 
 @dataclass

@@ -19,7 +19,9 @@ No change can fall between. POLL_INTERVAL is the floor if a notification is lost
 from __future__ import annotations
 
 import logging
+import os
 import select
+import socket
 import time
 from dataclasses import dataclass
 
@@ -40,20 +42,26 @@ PAUSE, PAUSE_PER_CHANGE, LONGEST_PAUSE = 0.005, 0.0001, 0.02
 FEW = 5  # changes; a page this small is neither worth a pause nor waking up for
 RETRY, MAX_ATTEMPTS = 0.002, 10  # seconds before the first try to fall asleep again; after MAX_ATTEMPTS tries ten times
 
+SCRIPT, LONGEST_NAME = ", script ", 63  # bytes that PostgreSQL keeps of an application name
+
 TRY_LOCK = f"SELECT pg_try_advisory_lock({CDC}, %(lock)s)"
 UNLOCK = f"SELECT pg_advisory_unlock({CDC}, %(lock)s)"
-# Who holds ACTIVE. Any role that may connect can take an advisory lock. A producer is a session that may save the
+# Who holds a lock. Any role that may connect can take an advisory lock. A producer is a session that may save the
 # position and has the application name that our own connections have. What our role may not see of a session is NULL;
-# a prepared transaction holds locks without a session.
+# a prepared transaction holds locks without a session. Writers share ASLEEP, and are not meant.
 HOLDERS = f"""
 SELECT pid, usename, application_name, CASE WHEN client_port = -1 THEN 'local' ELSE host(client_addr) END,
-       coalesce(application_name = current_setting('application_name')
+       coalesce(split_part(application_name, '{SCRIPT}', 1) =
+                    split_part(current_setting('application_name'), '{SCRIPT}', 1)
                 AND has_table_privilege(usesysid, '{SCHEMA}.cdc_position', 'UPDATE'), false)
 FROM pg_locks LEFT JOIN pg_stat_activity USING (pid)
-WHERE locktype = 'advisory' AND classid = {CDC} AND objid = {ACTIVE} AND objsubid = 2 AND granted
+WHERE locktype = 'advisory' AND classid = {CDC} AND objid = %(lock)s AND objsubid = 2 AND granted
+  AND (mode = 'ExclusiveLock' OR objid = {ACTIVE})
   AND database = (SELECT oid FROM pg_database WHERE datname = current_database())
 ORDER BY pid
 """
+ROOM = "SELECT %(longest)s - octet_length(current_setting('application_name'))"
+INTRODUCE = "SELECT set_config('application_name', current_setting('application_name') || %(script)s, false)"
 HELD = "the producer lock is held by {}; if that is no producer, end it with pg_terminate_backend(pid)"
 
 
@@ -70,11 +78,26 @@ class Holder:
     def __str__(self) -> str:
         return describe_session(self.pid, self.user, self.application)
 
+    @property
+    def script(self) -> str:
+        """The process that the session belongs to, such as "77 on db1"; "" if it has not introduced itself."""
+        return (self.application or "").partition(SCRIPT)[2]
 
-def lock_holders(source: Connection) -> list[Holder]:
-    """Return who holds the lock ACTIVE now; an empty list if it was given back meanwhile."""
+
+def introduce(source: Connection) -> None:
+    """Add our process and host to the session's application name: they are what an operator can act upon."""
+    process = f"{SCRIPT}{os.getpid()} on "
     with source.cursor() as cursor:
-        cursor.execute(HOLDERS)
+        cursor.execute(ROOM, {"longest": LONGEST_NAME})
+        ((room,),) = cursor.fetchall()
+        if room > len(process):  # half of it would not be known as ours
+            cursor.execute(INTRODUCE, {"script": (process + socket.gethostname())[:room]})
+
+
+def lock_holders(source: Connection, lock: int = ACTIVE) -> list[Holder]:
+    """Return who holds a lock now; an empty list if it was given back meanwhile."""
+    with source.cursor() as cursor:
+        cursor.execute(HOLDERS, {"lock": lock})
         return [Holder(*row) for row in cursor.fetchall()]
 
 

@@ -13,8 +13,8 @@ from harness.consuming import change
 from harness.database import administer, query
 from harness.kafka import client_settings
 from harness.pipeline import Pipeline
+from harness.showing import alarms, lag, screen
 from harness.waiting import wait_until
-from tests.commands.test_status import lag, screen
 
 import pytest
 from confluent_kafka import Consumer, Producer, TopicPartition
@@ -60,7 +60,9 @@ def test_another_program_in_the_group_is_named_and_not_in_sync(synced: Pipeline)
     found = synced.status()
     assert found["kafka"]["strangers"] == ["another program has committed offsets, partitions 0, 1, 2"]
     assert found["in_sync"] is False
-    assert screen(synced)["consumer group"] == "another program has committed offsets, partitions 0, 1, 2"
+    assert "another program is or was in the consumer group" in screen(synced)["answer"]
+    (line,) = found["kafka"]["strangers"]
+    assert ("group", "error", line, "look into the topic without our group") in alarms(synced)
     assert synced.run("consumer.py", "--once").returncode == 0
     assert synced.status()["in_sync"] is True
 
@@ -68,18 +70,19 @@ def test_another_program_in_the_group_is_named_and_not_in_sync(synced: Pipeline)
 def test_the_last_comparison_that_was_equal_is_named_with_its_age(synced: Pipeline) -> None:
     destination = synced.destination()
     assert synced.status()["destination"]["last_found_equal"] is None
-    assert screen(synced)["last comparison"] == "none was equal; run python verify.py"
+    assert screen(synced)["comparison"] == "none was equal; run python verify.py"
     assert synced.run("verify.py").returncode == 0
     found = synced.status()["destination"]["last_found_equal"]
     assert (found["rows"], found["seconds_ago"] < 60) == (1, True)
     query(destination, "UPDATE cdc_verified SET verified_at = now() - interval '3 hours'")
-    assert screen(synced)["last comparison"] == "1 rows equal, 3 hours ago"
+    assert screen(synced)["comparison"] == "1 row equal; 3 hours ago"
     query(destination, "INSERT INTO employees (emp_id) VALUES (2)")
-    assert screen(synced)["destination rows"] == "2; run python verify.py --repair"
+    assert screen(synced)["destination"].endswith("; run python verify.py --repair")
     query(destination, "DELETE FROM employees WHERE emp_id = 2; UPDATE employees SET city = 'Oslo'")
-    assert screen(synced)["destination rows"] == "1"
+    assert screen(synced)["destination"].startswith("1 row; localhost:")
+    assert "repair" not in screen(synced)["destination"]
     assert synced.run("verify.py", "--wait", "0").returncode == 1
-    assert screen(synced)["last comparison"] == "1 rows equal, 3 hours ago"
+    assert screen(synced)["comparison"] == "1 row equal; 3 hours ago"
     query(destination, "UPDATE employees SET city = NULL")
     assert synced.run("verify.py").returncode == 0
     assert synced.status()["destination"]["last_found_equal"]["seconds_ago"] < 60
@@ -113,9 +116,9 @@ def test_a_destination_from_before_there_was_the_table_is_compared_and_shown(syn
     result = synced.run("verify.py")
     assert result.returncode == 0
     assert "no table cdc_verified; run python db_setup.py" in result.stderr
-    assert screen(synced)["last comparison"] == "not known: there is no table cdc_verified; run python db_setup.py"
+    assert screen(synced)["comparison"] == "not known: there is no table cdc_verified; run python db_setup.py"
     assert synced.run("db_setup.py").returncode == 0
-    assert screen(synced)["last comparison"].startswith("none was equal")
+    assert screen(synced)["comparison"].startswith("none was equal")
 
 
 def test_a_dead_letter_is_not_in_sync(synced: Pipeline) -> None:
@@ -123,6 +126,7 @@ def test_a_dead_letter_is_not_in_sync(synced: Pipeline) -> None:
     assert synced.run("consumer.py", "--once").returncode == 0
     found = synced.status()
     assert (lag(found), found["kafka"]["dead_letters"], found["in_sync"]) == (0, 1, False)
-    assert screen(synced)["in sync"] == "no"
+    assert ("dead letters", "error", "1 dead letter", "python admin.py dead-letters") in alarms(synced)
+    assert screen(synced)["answer"] == "in sync: no; 1 dead letter"
     assert synced.run("admin.py", "dead-letters", "--discard", "--yes").returncode == 0
     assert synced.status()["in_sync"] is True

@@ -4,26 +4,15 @@ from __future__ import annotations
 
 import json
 import re
+import socket
 import time
-from typing import Any
 
 from harness.database import query
 from harness.pipeline import Pipeline
+from harness.showing import lag, screen
 from harness.waiting import wait_until
 
 import pytest
-
-
-def screen(pipeline: Pipeline) -> dict[str, str]:
-    """What the human status shows, by its left column."""
-    result = pipeline.run("admin.py", "status", COLUMNS="200")
-    assert result.returncode == 0, result.stdout + result.stderr
-    rows = (re.findall(r"[^│]+", line) for line in result.stdout.splitlines() if line.startswith("│"))
-    return {left.strip(): right.strip() for left, right in rows}
-
-
-def lag(found: Any) -> int:
-    return sum(partition["lag"] for partition in found["kafka"]["partitions"])
 
 
 def test_status_follows_a_change_through_all_stages(pipeline: Pipeline) -> None:
@@ -36,10 +25,11 @@ def test_status_follows_a_change_through_all_stages(pipeline: Pipeline) -> None:
     assert [part["partition"] for part in found["kafka"]["partitions"]] == [0, 1, 2]
     assert found["kafka"]["members"] == []
     assert found["in_sync"] is True
-    assert shown["active producer"] == "none; start python producer.py"
-    assert shown["partition 1"] == "0 messages, lag 0, no consumer"
-    assert shown["consumer group"] == f"{pipeline.name}, 0 members; start python consumer.py"
-    assert shown["in sync"] == "yes"
+    assert shown["producer"] == "0 log offset; none; start python producer.py"
+    assert shown["partition 1"] == "0 messages; 0; no consumer"
+    assert shown["group"] == f"0 consumers; {pipeline.name}; start python consumer.py"
+    assert shown["log"] == "0 log offset; 0; no change yet"
+    assert shown["answer"] == "in sync: yes; but no producer is active"
 
     # made, not published
     query(source, "INSERT INTO employees (emp_id) VALUES (1)")
@@ -50,16 +40,20 @@ def test_status_follows_a_change_through_all_stages(pipeline: Pipeline) -> None:
     assert found["source"]["unpublished"] == 1
     assert found["source"]["oldest_unpublished_seconds"] >= 0.2
     assert (lag(found), found["in_sync"]) == (0, False)
-    assert re.fullmatch(r"1, the oldest for \d+\.\d s", shown["unpublished"])
-    assert shown["in sync"] == "no"
+    assert re.fullmatch(r"1 log offset; 1 oldest \d\.\d s; last change \d\.\d s ago", shown["log"])
+    assert shown["source"].startswith("1 row; localhost:")
+    assert shown["answer"] == "in sync: no; 1 change is not published"
 
     # published, not applied
     assert pipeline.run("producer.py", "--once").returncode == 0
     found, shown = pipeline.status(), screen(pipeline)
     assert (found["source"]["unpublished"], found["source"]["published_offset"]) == (0, 1)
     assert (lag(found), found["in_sync"]) == (1, False)
-    assert "1 messages, lag 1, no consumer" in shown.values()
-    assert shown["unpublished"] == "0"
+    assert found["oldest_change_seconds"] >= 0.2
+    assert any(re.fullmatch(r"1 message; 1 oldest \d\.\d s; no consumer", row) for row in shown.values())
+    assert shown["log"].startswith("1 log offset; 0; last change ")
+    assert found["to_kafka"]["changes"] == 1
+    assert found["to_kafka"]["median_ms"] == found["to_kafka"]["slowest_ms"] >= 200
 
     # committed late, below the published offset
     late = pipeline.source()
@@ -72,7 +66,7 @@ def test_status_follows_a_change_through_all_stages(pipeline: Pipeline) -> None:
     assert found["source"]["unpublished"] == 1
 
     # applied; both scripts run
-    with pipeline.running("producer.py"), pipeline.running("consumer.py"):
+    with pipeline.running("producer.py") as producer, pipeline.running("consumer.py"):
         pipeline.wait_until_equal()
         found = wait_until(lambda: (now := pipeline.status())["in_sync"] and now, what="in sync")
         shown = screen(pipeline)
@@ -82,14 +76,15 @@ def test_status_follows_a_change_through_all_stages(pipeline: Pipeline) -> None:
         (member,) = found["kafka"]["members"]
         assert [part["member"] for part in found["kafka"]["partitions"]] == [member] * 3
         assert sum(part["end_offset"] for part in found["kafka"]["partitions"]) == 3
-        assert shown["consumer group"] == f"{pipeline.name}, 1 member"
-        assert shown["active producer"] == found["source"]["active_producer"]
-        assert shown["in sync"] == "yes"
+        assert shown["group"] == f"1 consumer; {pipeline.name}"
+        assert shown["producer"] == f"3 log offset; script {producer.process.pid} on {socket.gethostname()}"
+        assert shown["answer"] == "in sync: yes"
+        assert found["alarms"] == []
 
         # and one that cannot be applied
         pipeline.send("no change")
         wait_until(lambda: pipeline.status()["kafka"]["dead_letters"] == 1, what="a dead letter")
-        assert screen(pipeline)["dead letters"].startswith("1")
+        assert screen(pipeline)["dead letters"] == "1; python admin.py dead-letters"
 
 
 NOT_ANSWERING = {

@@ -9,6 +9,7 @@ import itertools
 import json
 import os
 import re
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
@@ -311,3 +312,15 @@ def test_to_see_a_topic_or_group_is_not_enough_where_more_is_listed(doors: Doors
         doors.forbid(seeing)
     assert not done, said
     assert refused_in_one_line(said), said
+
+
+def test_status_without_the_right_to_read_the_topic_does_not_know_the_delay_and_does_not_wait_for_it(
+    doors: Doors,
+) -> None:
+    doors.pipeline.send("unread", partition=0)
+    started = time.monotonic()
+    found = json.loads(doors.run("admin.py status", "--json").stdout)
+    assert time.monotonic() - started < 5
+    part = found["kafka"]["partitions"][0]
+    assert part["lag"] > 0
+    assert (part["oldest_unread_seconds"], found["oldest_change_seconds"], found["to_kafka"]) == (None, None, None)

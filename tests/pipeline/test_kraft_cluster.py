@@ -11,6 +11,7 @@ from harness.database import query
 from harness.kafka import client_settings, configure
 from harness.own_servers import own_servers
 from harness.pipeline import Pipeline
+from harness.showing import alarms
 from harness.waiting import wait_until
 from stack import servers
 from stack.servers import Server
@@ -74,6 +75,20 @@ def longest_delay(destination: Connection, sent: list[float], over: threading.Ev
         time.sleep(0.005)
 
 
+def missing_replicas(pipeline: Pipeline, **environment: str) -> str:
+    """What status says of a topic that has fewer replicas than it should have."""
+    found = [alarm for alarm in alarms(pipeline, **environment) if "fewer replicas" in alarm[2]]
+    assert all(alarm[:2] == ("topic", "warning") for alarm in found)
+    return found[0][2] if found else ""
+
+
+def test_a_topic_of_one_replica_on_three_brokers_is_an_alarm(replicated: Pipeline) -> None:
+    assert missing_replicas(replicated) == ""
+    assert replicated.run("admin.py", "create", KAFKA_TOPIC="of_one_replica").returncode == 0
+    what = "partitions 0, 1, 2: fewer replicas than the 3 that 3 brokers could keep"
+    assert missing_replicas(replicated, KAFKA_TOPIC="of_one_replica") == what
+
+
 def test_nothing_is_lost_when_the_broker_that_leads_a_partition_is_killed(
     cluster: dict[str, Server], replicated: Pipeline
 ) -> None:
@@ -90,7 +105,8 @@ def test_nothing_is_lost_when_the_broker_that_leads_a_partition_is_killed(
         killed = led[0]
         servers.kill(cluster[f"kafka{killed}"])
         wait_until(lambda: killed not in leaders(replicated).values(), 30, "other leaders")
-        time.sleep(5)  # on two brokers
+        wait_until(lambda: missing_replicas(replicated).endswith(f"without broker {killed}"), 30, "an alarm")
+        time.sleep(3)  # on two brokers
         servers.start(cluster[f"kafka{killed}"])
         servers.wait(cluster[f"kafka{killed}"])
         time.sleep(2)  # on three again

@@ -14,6 +14,7 @@ import config
 from harness.database import WAITING, administer, query
 from harness.own_servers import ours_alone, purge, url
 from harness.pipeline import Pipeline
+from harness.showing import screen, status_of
 from harness.waiting import wait_until
 from stack import servers
 
@@ -49,13 +50,6 @@ def session(pipeline: Pipeline, role: str = "", application: str = "psql") -> tu
 def source_status(pipeline: Pipeline) -> dict[str, Any]:
     source: dict[str, Any] = json.loads(pipeline.run("admin.py", "status", "--json").stdout)["source"]
     return source
-
-
-def screen(pipeline: Pipeline) -> str:
-    """The row on the active producer."""
-    shown: str = pipeline.run("admin.py", "status", COLUMNS="250").stdout
-    (row,) = (line for line in shown.splitlines() if line.startswith("│ active producer"))
-    return row.strip("│ ").removeprefix("active producer").strip(" │")
 
 
 @pytest.fixture
@@ -115,7 +109,7 @@ def test_status_counts_only_a_producer_as_the_active_one(pipeline: Pipeline, bob
     query(stranger, TAKE)
     found = source_status(pipeline)
     assert (found["active_producer"], found["producer_lock_held_by"]) == (None, name)
-    assert screen(pipeline) == f"none; the producer lock is held by {name}"
+    assert f"none; the lock is held by {name}; end it with" in screen(pipeline)["producer"]
     query(stranger, "SELECT pg_advisory_unlock_all()")
 
     operator, name = session(pipeline, application="psql")  # may update cdc_position, but is no producer
@@ -129,7 +123,7 @@ def test_status_counts_only_a_producer_as_the_active_one(pipeline: Pipeline, bob
         found = source_status(pipeline)
         assert re.fullmatch(r"pid \d+ at \S+", found["active_producer"])
         assert found["producer_lock_held_by"] is None
-    assert screen(pipeline) == "none; start python producer.py"
+    assert screen(pipeline)["producer"].endswith("none; start python producer.py")
 
 
 def test_a_producer_is_known_by_its_role_and_the_application_name_that_the_settings_give(pipeline: Pipeline) -> None:
@@ -160,9 +154,17 @@ def test_a_prepared_transaction_that_holds_the_lock_is_named(
     server_with_prepared_transactions: None, pipeline: Pipeline
 ) -> None:
     """It has no session, and holds its locks until somebody ends it."""
-    query(pipeline.source(), "BEGIN; SELECT pg_advisory_xact_lock(6513763, 1); PREPARE TRANSACTION 'x'")
+    begin = "BEGIN; SET LOCAL cdc.notify = off; INSERT INTO employees (emp_id) VALUES (1)"
+    query(pipeline.source(), f"{begin}; SELECT pg_advisory_xact_lock(6513763, 1); PREPARE TRANSACTION 'x'")
     assert "held by a prepared transaction" in pipeline.run("producer.py", "--once").stderr
-    assert "a prepared transaction" in source_status(pipeline)["producer_lock_held_by"]
+    impatient = pipeline.sabotaged("import admin", "from cdc import alarms", "alarms.HELD_LONG = 0.01")
+    found = status_of(pipeline, impatient)
+    assert "a prepared transaction" in found["source"]["producer_lock_held_by"]
+    (held,) = found["source"]["open_transactions"]
+    assert (held["pid"], held["user"], held["prepared_as"]) == (None, "postgres", "x")
+    (alarm,) = [alarm for alarm in found["alarms"] if alarm["stage"] == "log"]
+    assert alarm["what"].startswith("the prepared transaction x of user postgres holds changes back for ")
+    assert alarm["do"] == "COMMIT PREPARED or ROLLBACK PREPARED"
     query(pipeline.source(), "ROLLBACK PREPARED 'x'")
     assert pipeline.run("producer.py", "--once").returncode == 0
 
