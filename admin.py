@@ -26,7 +26,7 @@ from typing import Any
 
 import config
 from cdc import check, cli, dead_letters, status, trace_screen
-from cdc.kafka import Brokers, make_client
+from cdc.kafka import Brokers, make_client, wait_for_login
 from cdc.postgres import WrongSetting
 from cdc.topic import (
     committed_offsets,
@@ -233,6 +233,8 @@ def main() -> None:
     try:
         brokers = Brokers()
         admin = make_client(AdminClient, {}, brokers)
+        if arguments.command != "check":  # which reports itself what is wrong
+            wait_for_login(admin, brokers)
         if arguments.command == "delete":
             delete(admin, arguments.yes)
         elif arguments.command == "dead-letters":
@@ -242,7 +244,7 @@ def main() -> None:
         elif arguments.command == "status":
             sys.exit(status.run(admin, arguments))
         elif arguments.command == "check":
-            sys.exit(check.run(admin, arguments.json))
+            sys.exit(check.run(admin, brokers, arguments.json))
         elif arguments.command == "trace":
             sys.exit(trace_screen.run(admin, arguments.emp_id, arguments.json))
         else:

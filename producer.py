@@ -20,7 +20,7 @@ from cdc.emp_cdc import count_unpublished, late_pages, prepare, read_page
 from cdc.flush import bound_waits, flusher
 from cdc.health import HEALTH
 from cdc.history import History
-from cdc.kafka import Brokers, advise, make_client
+from cdc.kafka import Brokers, advise, make_client, wait_for_login
 from cdc.message import Change, describe, to_json
 from cdc.outage import Outage
 from cdc.position import Position, PositionLost, Saver, load_position
@@ -123,6 +123,7 @@ def session(brokers: Brokers, outage: Outage, stop: cli.Stop, once: bool) -> Non
         if once:
             standby.become_active_or_exit(source)
         producer = make_client(Producer, KAFKA_SETTINGS, brokers)
+        wait_for_login(producer, brokers)
         standby.become_active(source, stop)
         if stop.requested:
             return

@@ -23,6 +23,7 @@ Around them:
 
     postgres, session   connect to a database; what each session sets
     kafka, topic        make a client; what the topic and the group hold now
+    listener            what a broker's port speaks, where it does not let us in
     waiting             wait for a statement: stop when asked to, read ahead, report a wait that lasts
     outage, progress    wait longer and longer, warn once; report what moved
     cli, text           options, stopping, exit codes; numbers with their nouns, texts of others made harmless

@@ -10,6 +10,7 @@ from cdc import cli
 from cdc.check_servers import check_databases, check_kafka
 from cdc.check_settings import check_python, check_settings
 from cdc.finding import NOTE, OK, WRONG, Finding
+from cdc.kafka import Brokers
 from cdc.text import escape
 from cdc.waiting import waiter
 
@@ -21,12 +22,12 @@ from rich.text import Text
 STATEMENT_WAIT = 3.0  # seconds for a statement that waits, as for a lock
 
 
-def run(admin: AdminClient, as_json: bool) -> int:
+def run(admin: AdminClient, brokers: Brokers, as_json: bool) -> int:
     """Print what was found; returns the exit code."""
     waiter.limit = STATEMENT_WAIT
     findings = []
     console = Console(highlight=False, markup=False, emoji=False)
-    for finding in find(admin):
+    for finding in find(admin, brokers):
         findings.append(finding)
         if not as_json:
             show(finding, console)
@@ -57,8 +58,8 @@ def show(finding: Finding, console: Console) -> None:
         console.print(state, text, soft_wrap=True)
 
 
-def find(admin: AdminClient) -> Iterator[Finding]:
+def find(admin: AdminClient, brokers: Brokers) -> Iterator[Finding]:
     yield from check_python()
     yield from check_settings()
     yield from check_databases()
-    yield from check_kafka(admin)
+    yield from check_kafka(admin, brokers)

@@ -13,7 +13,7 @@ from pathlib import Path
 import config
 from cdc import capture
 from cdc.finding import NOTE, OK, WRONG, Finding
-from cdc.kafka import advise
+from cdc.kafka import Brokers, advise, wait_for_login
 from cdc.postgres import WrongSetting, connect, explain
 from cdc.topic import (
     ANSWER_WAIT,
@@ -175,17 +175,21 @@ def check_both(source: Connection, destination: Connection, same: bool) -> Itera
 # Kafka
 
 
-def check_kafka(admin: AdminClient) -> Iterator[Finding]:
+def check_kafka(admin: AdminClient, brokers: Brokers) -> Iterator[Finding]:
     server = f"Kafka at {config.KAFKA['bootstrap.servers']}"
     try:
-        brokers = admin.list_topics(timeout=ANSWER_WAIT).brokers
+        wait_for_login(admin, brokers)
+        found = admin.list_topics(timeout=ANSWER_WAIT).brokers
         yield Finding(
             OK,
             "Kafka",
-            f"{len(brokers)} broker{'' if len(brokers) == 1 else 's'} at {config.KAFKA['bootstrap.servers']}",
+            f"{len(found)} broker{'' if len(found) == 1 else 's'} at {config.KAFKA['bootstrap.servers']}",
         )
     except KafkaException as error:
         yield Finding(WRONG, "Kafka", f"{server} does not answer: {error.args[0].str()}")
+        return
+    except WrongSetting as error:
+        yield Finding(WRONG, "Kafka", str(error).removeprefix("Kafka: "))
         return
     checks: dict[str, Callable[[], Finding]] = {
         f"topic {config.KAFKA_TOPIC}": partial(check_topic, admin, config.KAFKA_TOPIC),

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 import config
+from cdc import listener
 from cdc.health import HEALTH
 from cdc.postgres import WrongSetting
 
@@ -26,6 +27,8 @@ TOPIC_REFUSED, GROUP_REFUSED = KafkaError.TOPIC_AUTHORIZATION_FAILED, KafkaError
 NO_RIGHT = (TOPIC_REFUSED, GROUP_REFUSED, KafkaError.CLUSTER_AUTHORIZATION_FAILED)
 
 COMPLAINT_GRACE = 2.0  # seconds after which a refused login is taken for a wrong setting
+LOGIN_WAIT = 8.0  # seconds for the brokers to let us in, or to refuse us for longer than COMPLAINT_GRACE
+ASK_AGAIN = 3.0  # seconds between two looks at the brokers' ports
 
 TIMES = re.compile(r" ?\(after \d+ms.*?\)|\d+ identical.*")
 UNKNOWN_SETTING = re.compile(r'No such configuration property: "(.*)"')
@@ -43,6 +46,7 @@ class Brokers:
     complained: float = 0.0  # when (time.monotonic)
     wrong_setting: str = ""  # such a refusal that stays
     fatal: str = ""  # the error after which the client is of no more use
+    examined: float = float("-inf")  # when we last looked at their ports (time.monotonic)
     up_since: float = float("-inf")  # when they came back (time.monotonic)
     bootstrap: str = field(default_factory=lambda: config.KAFKA["bootstrap.servers"])
     logged: set[str] = field(default_factory=set)
@@ -68,6 +72,7 @@ class Brokers:
             self.warn_once(text)
         elif not self.complaint:
             self.complaint, self.complained = text, time.monotonic()
+            self.examine()
         elif time.monotonic() - self.complained > COMPLAINT_GRACE:
             self.wrong_setting = f"Kafka: {self.complaint}"
 
@@ -93,12 +98,20 @@ class Brokers:
 
     def mark_down(self) -> None:
         """Brokers that come and go while they start are one outage: warn again only once `probe` finds none."""
+        if not self.answered:
+            self.examine()
         if not self.down and not self.unsteady():
             self.warn()
         self.down = True
 
+    def examine(self) -> None:
+        """Find out whether the brokers are there, and do not fit our settings. No waiting mends that."""
+        if not self.wrong_setting and time.monotonic() - self.examined > ASK_AGAIN:
+            fault = listener.find_fault()
+            self.examined, self.wrong_setting = time.monotonic(), f"Kafka: {fault}" if fault else ""
+
     def warn(self) -> None:
-        if not self.warned and not self.complaint:
+        if not self.warned and not self.complaint and not self.wrong_setting:
             self.warned = True
             HEALTH.mark_down(self, "Kafka")
             log.warning("Kafka at %s does not answer; waiting", self.bootstrap)
@@ -125,6 +138,29 @@ class Brokers:
             self.warn()
         else:
             self.mark_up()
+
+
+def wait_for_login(client: Any, brokers: Brokers) -> None:
+    """Return once the brokers have let us in, or do not answer, which is the caller's to report.
+
+    client: a Producer or AdminClient that is new. Raises WrongSetting if they refuse our login or encryption.
+    """
+    before, end = (brokers.down, brokers.warned), time.monotonic() + LOGIN_WAIT
+    brokers.warned = True  # says nothing itself
+    while time.monotonic() < end:
+        try:
+            client.list_topics(timeout=0.5)
+        except KafkaException:
+            brokers.mark_down()
+        else:
+            brokers.answered = True
+            break
+        client.poll(0.1)
+        if brokers.wrong_setting:
+            raise WrongSetting(brokers.wrong_setting)
+        if not brokers.complaint:
+            break
+    brokers.down, brokers.warned = before
 
 
 def suspicious_settings(error: KafkaError) -> str:

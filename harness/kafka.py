@@ -18,7 +18,8 @@ from confluent_kafka.admin import (  # type: ignore[attr-defined]
 
 
 def client_settings() -> dict[str, Any]:
-    settings = {key: config.KAFKA[key] for key in ("bootstrap.servers", "broker.address.family")}
+    ours = ("bootstrap.servers", "broker.address.family", "security.", "sasl.", "ssl.")
+    settings = {key: value for key, value in config.KAFKA.items() if key.startswith(ours)}
     return {**settings, "log_level": 3}  # errors only
 
 

@@ -5,7 +5,9 @@ Each is asked in a few bytes of its own protocol, so that no client library is n
 
 from __future__ import annotations
 
+import contextlib
 import socket
+import ssl
 import struct
 
 LOGIN = b"user\0postgres\0database\0postgres\0\0"
@@ -16,14 +18,14 @@ QUESTIONS = {
 }
 
 
-def answer(kind: str, port: int) -> str:
+def answer(kind: str, port: int, encrypted: bool = False) -> str:
     """Return "answers", "starting", "other" or "closed".
 
     answers: such a server is there, and ready. starting: it is there, and says that it
     is not ready. other: something else holds the port. closed: nothing does.
     """
     try:
-        reply = ask(port, QUESTIONS[kind])
+        reply = ask(port, QUESTIONS[kind], encrypted)
     except ConnectionRefusedError:
         return "closed"
     except OSError:
@@ -38,8 +40,13 @@ def answer(kind: str, port: int) -> str:
     return "answers" if reply[:1] == b"R" or (reply[:1] == b"E" and b"\0C" in reply) else "other"
 
 
-def ask(port: int, question: bytes) -> bytes:
+def ask(port: int, question: bytes, encrypted: bool = False) -> bytes:
     """Return the first bytes that come back; OSError if none do."""
-    with socket.create_connection(("127.0.0.1", port), timeout=2) as connection:
+    with contextlib.ExitStack() as stack:
+        connection = stack.enter_context(socket.create_connection(("127.0.0.1", port), timeout=2))
+        if encrypted:  # whoever answers: nothing secret is asked
+            context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+            context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+            connection = stack.enter_context(context.wrap_socket(connection))
         connection.sendall(question)
         return connection.recv(65536)

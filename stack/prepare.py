@@ -15,6 +15,7 @@ from stack.answers import ask
 from stack.artifacts import java
 from stack.folders import account, as_account
 from stack.pid_file import recorded
+from stack.secure import scram_users
 from stack.sets import Server, password
 
 JVM = {
@@ -81,7 +82,16 @@ def java_command(server: Server, folder: Path) -> list[str]:
     if "zookeeper.connect" in server.settings:
         wait_for_broker_id(server)
     elif not (server.data / "meta.properties").exists():
-        form = [*base, "kafka.tools.StorageTool", "format", "-t", CLUSTER_ID, "-c", str(properties)]
+        form = [
+            *base,
+            "kafka.tools.StorageTool",
+            "format",
+            "-t",
+            CLUSTER_ID,
+            "-c",
+            str(properties),
+            *scram_users(server),
+        ]
         run = subprocess.run(form, capture_output=True, text=True)
         if run.returncode != 0:
             raise Trouble(f"the storage of {server.name} could not be formatted: {run.stderr.strip()[-500:]}")

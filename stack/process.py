@@ -56,7 +56,7 @@ def wait(server: Server, seconds: float = PATIENCE) -> None:
     """Return when the server answers; raise Trouble if it has ended or is too slow."""
     deadline = time.monotonic() + seconds
     log = server.file("log")
-    while (state := answer(server.kind, server.port)) != "answers":
+    while (state := answer(server.kind, server.port, server.encrypted)) != "answers":
         if not pid(server) and state != "starting":
             end_of_log = log.read_text(errors="replace").splitlines()[-15:] if log.exists() else []
             raise Trouble("\n".join([f"{server.name} does not run; the end of {log}:", *end_of_log]))

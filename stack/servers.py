@@ -9,6 +9,7 @@ Needs Python 3.10+, Java 17+ and Maven.
 
     # Another set, for tests:
     python stack/servers.py up --port-offset 1000 --cluster --postgres 18
+    python stack/servers.py up --port-offset 1000 --secure
 
 A server that answers already is used as it is, and `down` leaves it running. Programs,
 data, logs and pid files are in stack/.state. User and database are `postgres`. The
@@ -37,6 +38,7 @@ from stack.artifacts import version as artifact_version
 from stack.folders import STATE, locked
 from stack.pid_file import ours, pid
 from stack.process import PATIENCE, kill, start, stop, wait
+from stack.secure import secured
 from stack.sets import Server, password, servers
 from stack.summary import next_steps, short, what_stays
 
@@ -83,7 +85,7 @@ def settled_answer(server: Server) -> str:
     """Return answer(), but wait for a server that somebody else may be starting."""
     began, patience = time.monotonic(), {"starting": PATIENCE, "other": 3}
     while True:
-        state = answer(server.kind, server.port)
+        state = answer(server.kind, server.port, server.encrypted)
         if pid(server) or time.monotonic() - began >= patience.get(state, 0):
             return state
         time.sleep(0.2)
@@ -130,7 +132,7 @@ def down(state: Path) -> None:
 def status(wanted: list[Server]) -> bool:
     """Print a line per server; return whether all answer."""
     words = {"closed": "does not answer", "other": "something else"}
-    states = [answer(server.kind, server.port) for server in wanted]
+    states = [answer(server.kind, server.port, server.encrypted) for server in wanted]
     for server, state in zip(wanted, states, strict=True):
         say(server, f"{words.get(state, state):17}{owner(server) if state != 'closed' or pid(server) else ''}")
     return all(state == "answers" for state in states)
@@ -157,7 +159,11 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--cluster", action="store_true", help="three Kafka 4 brokers, 9092 to 9094, and no ZooKeeper")
     parser.add_argument("--kafka", default="", metavar="VERSION", help="3 (default, with ZooKeeper), 4, or in full")
     parser.add_argument("--postgres", default="17", metavar="VERSION", help="13 to 18 (default 17), or in full")
+    parser.add_argument("--secure", action="store_true", help="TLS, logins and ACLs, with Kafka 4: docs/security.md")
     args = parser.parse_args()
+    if args.secure and (args.cluster or args.kafka.startswith("3")):
+        parser.error("--secure goes with one broker of Kafka 4")
+    args.kafka = args.kafka or ("4" if args.secure else "")
     if not 0 <= args.port_offset <= 40000:
         parser.error("--port-offset is between 0 and 40000")
     if args.cluster and args.kafka.startswith("3"):
@@ -174,6 +180,8 @@ def arguments() -> argparse.Namespace:
 
 def run(args: argparse.Namespace) -> int:
     wanted = servers(args.port_offset, args.cluster, args.kafka, args.postgres, args.state)
+    if args.secure:
+        wanted = secured(wanted)
     state = Path(wanted[0].state)
     if state.parent != Path(os.path.abspath(args.state)):
         print(f"PostgreSQL's user cannot reach {args.state}: {state.parent} is used instead", flush=True)
@@ -188,7 +196,7 @@ def run(args: argparse.Namespace) -> int:
         if args.purge:
             shutil.rmtree(state)
     for server in wanted:
-        if answer(server.kind, server.port) == "answers":
+        if answer(server.kind, server.port, server.encrypted) == "answers":
             say(server, "is not ours, left running")
     print("" if args.brief else what_stays(state), end="")
     return 0

@@ -30,6 +30,11 @@ class Server:
     settings: dict[str, str] = field(default_factory=dict, hash=False)
 
     @property
+    def encrypted(self) -> bool:
+        """Whether a client that comes in the clear gets no answer."""
+        return "ssl.keystore.location" in self.settings
+
+    @property
     def data(self) -> Path:
         return Path(self.state, f"{self.name}-{self.version.partition('.')[0]}")
 

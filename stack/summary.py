@@ -17,19 +17,37 @@ def next_steps(servers: list[Server]) -> str:
     activate = ". .venv/bin/activate"
     if not (ROOT / ".venv").exists():
         activate = f"python3 -m venv .venv && {activate} && pip install -r requirements.txt"
+    secure = Path(servers[0].state, "secure") if servers[0].encrypted else None
     logs = [f"logs         {short(Path(servers[0].state))}/*.log"] if any(map(pid, servers)) else []
     lines = [
         f"source       psql -h localhost -p {ports['source']} -U postgres    (password: {shown})",
         f"destination  psql -h localhost -p {ports['destination']} -U postgres",
         f"Kafka        {brokers}",
         *logs,
-        *(f"setting      export {setting}" for setting in settings(ports, brokers)),
+        *(f"setting      export {setting}" for setting in settings(ports, brokers) if not secure),
         f"next         {activate}",
-        "             python db_setup.py && python admin.py",
-        "             python producer.py, python consumer.py, python test_cdc.py: a terminal each, with .venv active",
+        *(first_steps_with_tls(short(secure)) if secure else FIRST_STEPS),
         f"to stop      {'make down' if ports['source'] == 5433 else 'servers.py down with the same options'}",
     ]
     return "\n" + "\n".join(lines) + "\n"
+
+
+FIRST_STEPS = [
+    "             python db_setup.py && python admin.py",
+    "             python producer.py, python consumer.py, python test_cdc.py: a terminal each, with .venv active",
+]
+
+
+def first_steps_with_tls(folder: str) -> list[str]:
+    """Return the same for `--secure`: each script has a login of its own."""
+    return [
+        f"             (set -a; . {folder}/admin.env; python db_setup.py --roles",
+        "             python admin.py; python -m harness.acls)",
+        *(
+            f"             (set -a; . {folder}/{user}.env; python {script})"
+            for user, script in (("producer", "producer.py"), ("consumer", "consumer.py"), ("monitor", "verify.py"))
+        ),
+    ]
 
 
 def settings(ports: dict[str, int], brokers: str) -> list[str]:

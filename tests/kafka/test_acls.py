@@ -16,7 +16,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from employee import CDCRecord
-from harness import ROOT
+from harness.acls import Acl, binding, documented
 from harness.database import query
 from harness.guarded_kafka import guarded_kafka, login_as
 from harness.kafka import client_settings
@@ -26,15 +26,7 @@ from stack.servers import Server
 
 import pytest
 from confluent_kafka import ConsumerGroupTopicPartitions, Producer
-from confluent_kafka.admin import (  # type: ignore[attr-defined]
-    AclBinding,
-    AclBindingFilter,
-    AclOperation,
-    AclPermissionType,
-    AdminClient,
-    ResourcePatternType,
-    ResourceType,
-)
+from confluent_kafka.admin import AclBinding, AclBindingFilter, AdminClient  # type: ignore[attr-defined]
 
 pytestmark = pytest.mark.long
 
@@ -43,35 +35,7 @@ IN_VAIN = 4.0  # seconds after which a script that waits has not done its work; 
 REFUSED = r"\w+ authorization (is )?failed|^topic \S+: Authorization failed"
 
 
-@dataclass(frozen=True)
-class Acl:
-    """One operation of one script on a topic or a group."""
-
-    script: str
-    operation: str
-    resource: str
-
-    def __str__(self) -> str:
-        return f"{self.script} without {self.operation} on {self.resource}"
-
-
-def acls() -> list[Acl]:
-    section = (
-        (ROOT / "docs" / "operations.md").read_text(encoding="utf-8").split("\n**Kafka's ACLs**")[1].split("\n## ")[0]
-    )
-    header, _, *rows = (
-        [cell.strip() for cell in line.split("|")[1:-1]] for line in re.findall(r"^\|.*", section, re.M)
-    )
-    return [
-        Acl(row[0].strip("`"), operation, resource.replace("`", ""))
-        for row in rows
-        for resource, cell in zip(header[1:], row[1:], strict=True)
-        for operation in cell.split(", ")
-        if operation
-    ]
-
-
-ACLS = acls()
+ACLS = documented()
 SCRIPTS = list(dict.fromkeys(acl.script for acl in ACLS))
 USERS = {script: re.sub(r"\W+", "-", script) for script in SCRIPTS}
 
@@ -86,30 +50,33 @@ class Doors:
     def __post_init__(self) -> None:
         self.admin = AdminClient(client_settings())
 
-    def name(self, resource: str) -> str:
-        """How a topic or group of the document is called here."""
-        kind, name = resource.split()
-        return self.pipeline.name if kind == "group" else name.replace("employee_cdc", self.pipeline.topic)
+    def binding(self, acl: Acl) -> AclBinding:
+        return binding(acl, USERS[acl.script], self.pipeline.topic, self.pipeline.name)
 
-    def binding(self, acl: Acl) -> tuple[Any, ...]:
-        kind = ResourceType.GROUP if acl.resource.startswith("group") else ResourceType.TOPIC
-        operation = AclOperation[acl.operation.upper()]
-        who = f"User:{USERS[acl.script]}"
-        pattern = ResourcePatternType.LITERAL
-        return kind, self.name(acl.resource), pattern, who, "*", operation, AclPermissionType.ALLOW
+    def filter(self, acl: Acl) -> AclBindingFilter:
+        one = self.binding(acl)
+        return AclBindingFilter(
+            one.restype,
+            one.name,
+            one.resource_pattern_type,
+            one.principal,
+            one.host,
+            one.operation,
+            one.permission_type,
+        )
 
     def allow(self, *allowed: Acl) -> None:
-        for future in self.admin.create_acls([AclBinding(*self.binding(acl)) for acl in allowed]).values():
+        for future in self.admin.create_acls([self.binding(acl) for acl in allowed]).values():
             future.result(10)
         wait_until(lambda: all(self.found(acl) for acl in allowed))
 
     def forbid(self, acl: Acl) -> None:
-        for future in self.admin.delete_acls([AclBindingFilter(*self.binding(acl))]).values():
+        for future in self.admin.delete_acls([self.filter(acl)]).values():
             future.result(10)
         wait_until(lambda: not self.found(acl))
 
     def found(self, acl: Acl) -> list[Any]:
-        return list(self.admin.describe_acls(AclBindingFilter(*self.binding(acl))).result(10))
+        return list(self.admin.describe_acls(self.filter(acl)).result(10))
 
     @contextmanager
     def without(self, acl: Acl) -> Iterator[None]:
