@@ -6,6 +6,7 @@ In the order in which a change meets them:
     emp_cdc       read the log without losing a row; prune it
     position      how far the producer has come: load, save, rebase
     history       is the log that we read the one that we published from?
+    signature     which of two producers was there first?
     upkeep        watch the capture and the history, prune the log
     wakeup        the advisory locks: who is the active producer; sleep without missing a change
     standby       one producer is active, another takes over; a frozen one is replaced

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import logging
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import config
 from cdc import cli
@@ -19,7 +19,8 @@ from cdc.emp_cdc import CHANGE
 from cdc.message import Change, describe, to_json
 from cdc.position import Position
 from cdc.postgres import WrongSetting
-from cdc.topic import Tail
+from cdc.signature import start_of, started_earlier
+from cdc.topic import Tail, TopicChange
 from cdc.waiting import waiter
 from config import SCHEMA
 from employee import CDCRecord
@@ -32,6 +33,8 @@ log = logging.getLogger(__name__)
 
 MAX_SEQUENCE_JUMP = 10**12  # log offsets; nobody's log lost more. A message further ahead is a stranger's.
 TOPIC_EVERY = 60.0  # seconds between two looks at the topic
+TOPIC_SOON = 10.0  # the first time
+OTHERS_WAIT = 0.5  # seconds, at a start that finds another history: does whoever published it go on?
 
 SEQUENCE = f"SELECT last_value - (NOT is_called)::int FROM {SCHEMA}.emp_cdc_cdc_id_seq"
 # The sequence, the log's head if it is beyond that, whether a row has a transaction that this server has not reached,
@@ -50,6 +53,7 @@ UPDATE {SCHEMA}.emp_cdc SET txid = pg_current_xact_id() WHERE txid >= pg_snapsho
 REPORTED = f"UPDATE {SCHEMA}.cdc_position SET removed = NULL WHERE removed = %(removed)s"
 UNPUBLISHED = """(cdc_id > %(last_offset)s OR txid >= pg_snapshot_xmax(%(snapshot)s::pg_snapshot)
     OR txid = ANY (ARRAY (SELECT pg_snapshot_xip(%(snapshot)s::pg_snapshot))))"""
+OLDEST = f"SELECT coalesce(min(cdc_id), {2**63 - 1}) FROM {SCHEMA}.emp_cdc"
 LOGGED = f"SELECT {CHANGE}, {UNPUBLISHED} FROM {SCHEMA}.emp_cdc WHERE cdc_id = ANY (%(offsets)s::bigint[])"
 
 # Two steps. In the first the lock waits for all who write; then the sequence leaves a gap above all that was published,
@@ -88,6 +92,11 @@ COPY = (
     f"replaces the original, drop that one, or run here UPDATE {SCHEMA}.cdc_position SET database = NULL"
 )
 
+CLONE = (
+    "topic {}: another log is published to it, by a producer that started before this one ({}): {}. End the one "
+    "that is wrong, or give it a KAFKA_TOPIC of its own; then run python verify.py --repair"
+)
+
 
 @dataclass
 class History:
@@ -96,12 +105,15 @@ class History:
     source: Connection
     tail: Tail
     stop: cli.Stop
-    topic_due: float = field(default_factory=lambda: time.monotonic() + TOPIC_EVERY)  # when to look at the topic again
+
+    def __post_init__(self) -> None:
+        self.topic_pause = min(TOPIC_SOON, TOPIC_EVERY)
+        self.topic_due = time.monotonic() + self.topic_pause  # when to look at the topic again
 
     def check_at_start(self, position: Position) -> Position:
         """Return where to go on, after what was found has been mended.
 
-        Raises KafkaException while Kafka is away, WrongSetting for a copy of a database that publishes to this topic.
+        Raises KafkaException while Kafka is away, WrongSetting for a copy of a source that publishes to this topic.
         """
         messages = self.tail.read(self.stop)
         with self.source.cursor() as cursor:
@@ -113,17 +125,18 @@ class History:
 
     def check_running(self, position: Position) -> Position:
         """The same between two pages. Kafka away is not our concern here: the next page reports it."""
-        messages: list[tuple[int, bytes]] = []
+        messages: list[TopicChange] = []
         if time.monotonic() >= self.topic_due:
-            self.topic_due = time.monotonic() + TOPIC_EVERY
+            self.topic_pause = min(2 * self.topic_pause, TOPIC_EVERY)
+            self.topic_due = time.monotonic() + self.topic_pause
             try:
                 messages = self.tail.read(self.stop)
             except KafkaException as error:
                 log.debug("no look at the topic: %s", error)
         return self.check(position, messages, running=True)
 
-    def check(self, position: Position, messages: list[tuple[int, bytes]], running: bool) -> Position:
-        """messages: log offset and value of the changes at the topic's end that were not looked at before."""
+    def check(self, position: Position, messages: list[TopicChange], running: bool) -> Position:
+        """messages: those at the topic's end that were not looked at before."""
         with self.source.cursor() as cursor:
             cursor.execute(STATE)
             ((drawn, head, unreached, removed, upgrading),) = cursor.fetchall()
@@ -134,9 +147,13 @@ class History:
         if upgrading:  # what was published may yet have to be moved into the log
             return position
         limit = drawn + MAX_SEQUENCE_JUMP
-        messages = [(offset, value) for offset, value in messages if offset < limit]
-        foreign = self.find_foreign(position, messages, running)
-        newest = max(offset for offset in (position.last_offset, head, drawn, *dict(messages)) if offset < limit)
+        if running:
+            self.refuse_clone(position, messages)
+        foreign = self.find_foreign(position, [change for change in messages if change.log_offset < limit], running)
+        if foreign and not running:
+            messages += self.wait_for_others(position)
+        offsets = (position.last_offset, head, drawn, *(change.log_offset for change in messages))
+        newest = max(offset for offset in offsets if offset < limit)
         if foreign:
             return self.mend(position, newest, OTHER_LOG if running else BACK_IN_TIME, foreign)
         if newest > drawn:
@@ -144,19 +161,48 @@ class History:
             return self.mend(position, newest, BACK_IN_TIME, reason)
         return position
 
-    def find_foreign(self, position: Position, messages: list[tuple[int, bytes]], running: bool) -> str:
+    def wait_for_others(self, position: Position) -> list[TopicChange]:
+        """Return what comes to the topic meanwhile. Raises WrongSetting if another log's producer goes on."""
+        self.stop.sleep(OTHERS_WAIT)
+        messages = self.tail.read(self.stop)
+        self.refuse_clone(position, messages)
+        return messages
+
+    def refuse_clone(self, position: Position, messages: list[TopicChange]) -> None:
+        """Raise WrongSetting if a producer that was there before us has published, since we are here, what is not ours.
+
+        What our own log's last producer had in hand at its end is in the log, or pruned.
+        """
+        earlier = [change for change in messages if started_earlier(change.signature)]
+        if not earlier:
+            return
+        logged = self.read_logged(position, earlier)
+        with self.source.cursor() as cursor:
+            cursor.execute(OLDEST)
+            ((oldest,),) = cursor.fetchall()
+        for log_offset, value, signature in earlier:
+            row, _ = logged.get(log_offset, (None, False))
+            ours = log_offset <= min(oldest, position.last_offset) if row is None else is_same(row, value)
+            if not ours:
+                found = f"{describe(value)[0]} at log offset {log_offset:,}"
+                raise WrongSetting(CLONE.format(config.KAFKA_TOPIC, start_of(signature), found))
+
+    def read_logged(self, position: Position, messages: list[TopicChange]) -> dict[int, tuple[Change, bool]]:
+        """Return the log's rows with the messages' log offsets, by these, and whether each is yet to be published."""
+        if not messages:
+            return {}
+        with self.source.cursor() as cursor:
+            cursor.execute(LOGGED, {**vars(position), "offsets": [change.log_offset for change in messages]})
+            return {row[0]: (Change(*row[:-1]), row[-1]) for row in cursor.fetchall()}
+
+    def find_foreign(self, position: Position, messages: list[TopicChange], running: bool) -> str:
         """Return what the topic holds that is not from this log, in words; nothing if there is no such change.
 
         A row that is gone may have been pruned, if it is at or below the offset. A row that is not published cannot be
         in the topic with another content. Between two pages nobody's can: what is new there, we have published.
         """
-        logged: dict[int, tuple[Change, bool]] = {}
-        if messages:
-            with self.source.cursor() as cursor:
-                offsets = [offset for offset, _ in messages]
-                cursor.execute(LOGGED, {**vars(position), "offsets": offsets})
-                logged = {row[0]: (Change(*row[:-1]), row[-1]) for row in cursor.fetchall()}
-        for offset, value in messages:
+        logged = self.read_logged(position, messages)
+        for offset, value, _ in messages:
             change, unpublished = logged.get(offset, (None, False))
             if change is None and offset > position.last_offset:
                 return f"the topic holds {describe(value)[0]} at log offset {offset:,}, the log has no such row"

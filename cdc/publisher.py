@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import json
 import logging
+from contextlib import suppress
 from typing import Any
 
 import config
-from cdc import cli, metrics
+from cdc import cli, delay, metrics, signature
 from cdc.dead_letters import produce_all
-from cdc.delay import send_stamped
 from cdc.flush import Flush
 from cdc.kafka import advise
 from cdc.message import Change, to_json
 from employee import CDC_COLUMNS
 
-from confluent_kafka import KafkaError, Producer
+from confluent_kafka import KafkaError, KafkaException, Producer
 
 log = logging.getLogger(__name__)
 
@@ -113,7 +113,7 @@ def send(producer: Producer, changes: list[Change], stop: cli.Stop, changed_at: 
         raise Refused("a byte that is no text in the source's encoding") from None
     size = sum(len(message["value"]) for message in waiting)
     wait = Flush(producer, config.KAFKA_TOPIC, stop)
-    send_stamped(producer, waiting, changed_at, lambda error, _: collect(error, failures))
+    send_first(producer, waiting, {**signature.HEADERS, **delay.stamp(changed_at)}, failures)
     while waiting and not failures:
         producer.produce_batch(config.KAFKA_TOPIC, waiting, on_delivery=lambda error, _: collect(error, failures))
         # A full queue does not raise. It marks the messages that found no place, always the tail of the list.
@@ -133,6 +133,23 @@ def send(producer: Producer, changes: list[Change], stop: cli.Stop, changed_at: 
         raise NotPublished(failures[0].str() + advise(failures[0], f"WRITE on topic {config.KAFKA_TOPIC}"))
     metrics.PUBLISHED.add(len(changes))
     metrics.PUBLISHED_BYTES.add(size)
+
+
+def send_first(
+    producer: Producer, waiting: list[dict[str, Any]], headers: dict[str, Any], failures: list[KafkaError]
+) -> None:
+    """Send the first of the messages with headers, and take it off the list. One that is refused stays there.
+
+    The client takes no headers with a batch of messages.
+    """
+    with suppress(BufferError, KafkaException):  # sent with the others then, which finds the same and can tell it
+        producer.produce(
+            config.KAFKA_TOPIC,
+            **waiting[0],
+            headers=headers,
+            on_delivery=lambda error, _: collect(error, failures),
+        )
+        del waiting[0]
 
 
 def collect(error: KafkaError | None, failures: list[KafkaError]) -> None:

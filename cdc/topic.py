@@ -6,12 +6,13 @@ import time
 from collections.abc import Callable
 from contextlib import closing, suppress
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import config
 from cdc import cli
 from cdc.kafka import TOPIC_REFUSED, Brokers, make_client
 from cdc.message import read
+from cdc.signature import signature_of
 
 from confluent_kafka import (
     Consumer,
@@ -215,6 +216,14 @@ def read_messages(brokers: Brokers, starts: dict[int, int], count: int) -> dict[
     return {number: messages for number, messages in read.items() if number not in left}
 
 
+class TopicChange(NamedTuple):
+    """A change that the topic holds, whoever put it there."""
+
+    log_offset: int
+    value: bytes
+    signature: str  # of the producer, at the beginning of a page; else ""
+
+
 @dataclass
 class Tail:
     """The changes at the end of each partition, at each reading only those that came after the last one."""
@@ -222,8 +231,8 @@ class Tail:
     brokers: Brokers
     ends: dict[int, int] = field(default_factory=dict)  # by partition: where the last reading ended
 
-    def read(self, stop: cli.Stop) -> list[tuple[int, bytes]]:
-        """Return log offset and value of each message that is a change, whoever put it there.
+    def read(self, stop: cli.Stop) -> list[TopicChange]:
+        """Return the messages that are changes.
 
         Raises KafkaException while the topic or the brokers are missing.
         """
@@ -248,8 +257,8 @@ class Tail:
             return changes
 
 
-def read_to_end(reader: Consumer, unread: set[int], stop: cli.Stop) -> list[tuple[int, bytes]]:
-    """Return log offset and value of each change that an assigned reader finds up to the end of its partitions.
+def read_to_end(reader: Consumer, unread: set[int], stop: cli.Stop) -> list[TopicChange]:
+    """Return the changes that an assigned reader finds up to the end of its partitions.
 
     Raises KafkaException if Kafka answers no more.
     """
@@ -263,7 +272,7 @@ def read_to_end(reader: Consumer, unread: set[int], stop: cli.Stop) -> list[tupl
             if error is None:
                 end = time.monotonic() + ANSWER_WAIT
                 with suppress(ValueError):
-                    changes.append((read(value).cdc_id, value))
+                    changes.append(TopicChange(read(value).cdc_id, value, signature_of(message)))
             elif error.code() == KafkaError._PARTITION_EOF:
                 unread.discard(message.partition() or 0)
             elif error.code() == TOPIC_REFUSED:  # the client would try again for ever
