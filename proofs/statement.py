@@ -19,7 +19,7 @@ LATE = f"SELECT cdc_id {emp_cdc.LATE} ORDER BY cdc_id"
 # The log at a poll, as MVCC shows it. The model has no employees: the other columns of the log are NULL.
 LOG = """(
     SELECT cdc_id, txid, NULL::int AS emp_id, NULL AS first_name, NULL AS last_name, NULL::date AS dob, NULL AS city,
-           NULL::int AS salary, NULL AS action
+           NULL::int AS salary, NULL AS action, NULL::timestamptz AS changed_at
     FROM unnest(txids::xid8[]) WITH ORDINALITY AS log (txid, cdc_id)
     WHERE pg_visible_in_snapshot(txid, now)) AS emp_cdc"""
 ASK = """
