@@ -11,28 +11,29 @@ from __future__ import annotations
 import sys
 import time
 from contextlib import closing
-from dataclasses import astuple
 
 import config
-from cdc import cli
+from cdc import cli, rows
 from cdc.comparison import Comparison, Side
 from cdc.postgres import WrongSetting, connect, connect_within, explain
-from cdc.text import escape
+from cdc.text import count
 from config import SCHEMA
 from employee import EMPLOYEE_COLUMNS, Employee
 
 import psycopg2
 from psycopg2.extensions import connection as Connection
 from rich.console import Console
-from rich.table import Table
 
 WAIT = 15.0  # seconds for a change to arrive, the first one through scripts that are still starting
 GRACE = 5.0  # seconds for the changes of others to arrive before the last comparison counts
-MAX_SHOWN = 10  # rows of each table
 
 COLUMNS = ", ".join(EMPLOYEE_COLUMNS)
 # dob as text: PostgreSQL's dates reach further than Python's
 SELECT = "SELECT " + COLUMNS.replace("dob", "dob::text") + f" FROM {SCHEMA}.employees"
+AROUND = f"""
+({SELECT} WHERE emp_id <= %(emp_id)s ORDER BY emp_id DESC LIMIT %(limit)s + 1) UNION ALL
+({SELECT} WHERE emp_id > %(emp_id)s ORDER BY emp_id LIMIT %(limit)s)
+"""
 STEPS = {
     "INSERT": f"""
         INSERT INTO {SCHEMA}.employees (first_name, last_name, dob, city, salary)
@@ -53,9 +54,10 @@ def read_employee(connection: Connection, emp_id: int) -> Employee | None:
     return Employee(*row) if row else None
 
 
-def read_newest(connection: Connection) -> list[Employee]:
+def read_around(connection: Connection, emp_id: int) -> list[Employee]:
+    """Return the employee and its neighbours on either side."""
     with connection.cursor() as cursor:
-        cursor.execute(f"{SELECT} ORDER BY emp_id DESC LIMIT %(limit)s", {"limit": MAX_SHOWN})
+        cursor.execute(AROUND, {"emp_id": emp_id, "limit": rows.NEIGHBOURS})
         return [Employee(*row) for row in cursor.fetchall()]
 
 
@@ -89,25 +91,6 @@ def advice(source: Connection, emp_id: int) -> str:
     return f"the change was {how_far}: is {script} running? (python admin.py status shows more)"
 
 
-def print_tables(console: Console, source: Connection, destination: Connection, changed: int) -> None:
-    """Print the newest rows of both tables side by side, the changed employee marked."""
-    here = {employee.emp_id: employee for employee in read_newest(source)}
-    there = {employee.emp_id: employee for employee in read_newest(destination)}
-    table = Table(title=f"employees, the {MAX_SHOWN} newest", title_justify="left")
-    table.add_column("source")
-    table.add_column("destination")
-    for emp_id in sorted(here.keys() | there.keys(), reverse=True)[:MAX_SHOWN]:
-        style = "bold" if emp_id == changed else ""
-        table.add_row(in_words(here.get(emp_id)), in_words(there.get(emp_id)), style=style)
-    console.print(table)
-
-
-def in_words(employee: Employee | None) -> str:
-    if employee is None:
-        return "-"
-    return " ".join("NULL" if value is None else escape(str(value)) for value in astuple(employee))
-
-
 def count_differing(source: Connection, destination: Connection, stop: cli.Stop) -> int:
     """Return how many employees differ, once the changes of others have arrived or GRACE is over."""
     sides = (
@@ -122,23 +105,27 @@ def count_differing(source: Connection, destination: Connection, stop: cli.Stop)
 
 def check(console: Console, source: Connection, destination: Connection, stop: cli.Stop) -> bool:
     """Run all steps; returns whether each arrived and both tables ended equal."""
-    emp_id = change(source, "INSERT", 0)
+    emp_id, before = change(source, "INSERT", 0), None
     try:
         for step in STEPS:
             if step != "INSERT":
                 change(source, step, emp_id)
+            after = read_employee(source, emp_id)
             started = time.monotonic()
             if not arrived(source, destination, emp_id, stop):
                 how_far = advice(source, emp_id)
                 console.print(f"{step} of employee {emp_id} did not arrive within {WAIT:.0f} s: {how_far}")
                 return False
             console.print(f"\n{step} employee {emp_id} → arrived after {(time.monotonic() - started) * 1000:.1f} ms")
-            print_tables(console, source, destination, emp_id)
-        count = count_differing(source, destination, stop)
+            sides = {"source": read_around(source, emp_id), "destination": read_around(destination, emp_id)}
+            console.print(rows.render(sides, emp_id, rows.changed_columns(before, after), console.width))
+            before = after
+        different = count_differing(source, destination, stop)
     finally:
         take_back(emp_id)
-    console.print("\nboth tables are equal" if count == 0 else f"\n{count} employees differ; run python verify.py")
-    return count == 0
+    how_many = f"{count(different, 'employee')} {'differs' if different == 1 else 'differ'}; run python verify.py"
+    console.print(f"\n{how_many}" if different else "\nboth tables are equal")
+    return different == 0
 
 
 def take_back(emp_id: int) -> None:
@@ -166,7 +153,7 @@ def main() -> None:
             if error.cursor is not None and error.cursor.connection is destination:
                 cli.fail(explain("destination", config.DESTINATION_DATABASE_URL, error))
             cli.fail(explain("source", config.SOURCE_DATABASE_URL, error))
-    console.print("PASS" if passed else "FAIL")
+    console.print("PASS" if passed else "FAIL", style="bold green" if passed else "bold red")
     sys.exit(cli.DONE if passed else cli.FAILED)
 
 

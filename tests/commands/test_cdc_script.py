@@ -51,14 +51,44 @@ def test_it_shows_each_step_passes_and_leaves_nothing_behind(shared_running: Pip
         arrivals = re.findall(r"^(\w+) employee (\d+) → arrived after [\d.]+ ms$", result.stdout, re.MULTILINE)
         assert [step for step, _ in arrivals] == ["INSERT", "UPDATE", "DELETE"]
         assert len({emp_id for _, emp_id in arrivals}) == 1
-        shown = [line.split("│")[1:3] for line in result.stdout.splitlines() if "Byron" in line]
-        assert len(shown) == 2, "after INSERT and UPDATE"
-        assert all(source.strip() == destination.strip() for source, destination in shown)
-        assert "London" in shown[0][0]
-        assert "Ockham" in shown[1][0]
+        shown = [line.split() for line in result.stdout.splitlines() if "Byron" in line]
+        byron, inserted, updated = ["Ada", "Byron", "1815-12-10"], ["London", "1200"], ["Ockham", "*", "1300", "*"]
+        emp_id = arrivals[0][1]
+        assert [row[-len(byron) - len(inserted) - 1 :] for row in shown[:2]] == [[emp_id, *byron, *inserted]] * 2
+        assert [row[-len(byron) - len(updated) - 1 :] for row in shown[2:]] == [[emp_id, *byron, *updated]] * 2
         assert result.stdout.count("other 903") == 6
         assert result.stdout.splitlines()[-2:] == ["both tables are equal", "PASS"]
         assert query(shared_running.source(), ROWS) == query(shared_running.destination(), ROWS) == before
+
+
+@pytest.mark.parametrize("width", [40, 80, 120])
+def test_it_fits_the_terminal_and_shows_three_neighbours(shared_running: Pipeline, width: int) -> None:
+    result = shared_running.run("test_cdc.py", COLUMNS=str(width))
+    assert result.returncode == 0, result.stdout + result.stderr
+    lines = result.stdout.splitlines()
+    assert max(map(len, lines)) <= width
+    assert lines[-1] == "PASS"
+    assert lines.count("* changed by this step") == 1
+    text = " ".join(result.stdout.split())
+    assert "Ockham *" in text
+    assert "1300 *" in text
+    others = [number for number in (901, 902, 903) if str(number) in text]
+    assert others == [901, 902, 903]
+    for name in ("emp_id", "first_name", "last_name", "dob", "city", "salary"):
+        assert name in text
+
+
+def test_pass_is_green_and_last_on_a_terminal(shared_running: Pipeline) -> None:
+    result = shared_running.run("test_cdc.py", COLUMNS="100", FORCE_COLOR="1", TERM="xterm")
+    assert result.stdout.splitlines()[-1] == "\x1b[1;32mPASS\x1b[0m"
+
+
+def test_an_empty_table_says_no_rows(pipeline: Pipeline) -> None:
+    with pipeline.running("producer.py"), pipeline.running("consumer.py"):
+        for width in ("60", "100"):
+            result = pipeline.run("test_cdc.py", COLUMNS=width)
+            assert result.returncode == 0, result.stdout + result.stderr
+            assert result.stdout.count("(no rows)") == 2, "both sides, after the DELETE"
 
 
 def test_it_passes_while_others_write(shared_running: Pipeline) -> None:
@@ -111,7 +141,7 @@ def test_a_destination_that_differs_is_a_failure(shared_running: Pipeline, impat
     query(shared_running.destination(), "UPDATE employees SET city = 'elsewhere' WHERE emp_id = 903")
     result = shared_running.run(impatient)
     assert result.returncode == 1
-    assert result.stdout.splitlines()[-2:] == ["1 employees differ; run python verify.py", "FAIL"]
+    assert result.stdout.splitlines()[-2:] == ["1 employee differs; run python verify.py", "FAIL"]
     query(shared_running.source(), "UPDATE employees SET city = 'here' WHERE emp_id = 903")
     shared_running.wait_until_equal()
 
