@@ -5,6 +5,8 @@
     wrong      protocols that look right, each with the interleaving that breaks it
     story      such an interleaving on a time line, a column for each side
     statement  the product's own statements on the explored snapshots, answered by PostgreSQL
+    gate       the gate: two consumers, and the statements that apply a batch
+    gate_story ways to apply changes that look right, each with the interleaving that breaks it
     asleep     falling asleep: asleep.pml, a model that spin goes through
 
 `make prove` runs all of it.

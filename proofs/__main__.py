@@ -18,36 +18,44 @@ from functools import partial
 
 import config
 from cdc import cli
-from proofs import asleep, reading, statement
-from proofs.explore import Explored, explore
+from proofs import asleep, gate, gate_story, reading, statement
+from proofs.explore import explore
 from proofs.story import tell
 from proofs.wrong import WRONG
 
 import psycopg2
+
+EVERY = 3.0  # seconds
 
 
 def heading(text: str) -> None:
     print(f"\n{text}\n{'═' * len(text)}\n", flush=True)
 
 
-def progress(count: int) -> None:
-    """On a terminal; elsewhere the lines come at least every few seconds."""
-    if sys.stdout.isatty():
-        print(f"\r{count:,} states …", end="", flush=True)
+class Progress:
+    """Says every few seconds how far an exploration is."""
 
+    def __init__(self) -> None:
+        self.began = self.last = time.monotonic()
 
-def describe(found: Explored[reading.State], began: float) -> str:
-    verdict = f"BROKEN: {found.wrong}" if found.wrong else "every promise holds"
-    return f"{len(found.states):>9,} states, {found.steps:>10,} steps, {time.monotonic() - began:3.0f} s: {verdict}"
+    def __call__(self, count: int) -> None:
+        if time.monotonic() - self.last > EVERY:
+            self.last = time.monotonic()
+            print(f"    {count:,} states so far", end="\r" if sys.stdout.isatty() else "\n", flush=True)
+
+    def result(self, bounds: object, states: int, steps: int, wrong: str) -> None:
+        took = time.monotonic() - self.began
+        verdict = f"BROKEN: {wrong}" if wrong else "every promise holds"
+        print(f"{bounds!s:<60}{states:>9,} states, {steps:>10,} steps, {took:3.0f} s: {verdict}", flush=True)
 
 
 def prove_reading(deep: bool) -> bool:
     heading("Reading the log: every interleaving of writers, polls, saves and crashes, in runs of any length")
     right = True
     for bounds in (*reading.QUICK, *reading.LONGER, *(reading.DEEP if deep else ())):
-        began = time.monotonic()
+        progress = Progress()
         found = explore(reading.START, partial(reading.steps, protocol=reading.OURS, bounds=bounds), progress)
-        print(f"\r{bounds!s:<66}{describe(found, began)}", flush=True)
+        progress.result(bounds, len(found.states), found.steps, found.wrong)
         for step in found.way:
             print(f"    {step.event}")
         right = right and not found.wrong and ask_postgres(found.states, bounds)
@@ -79,6 +87,28 @@ def tell_wrong() -> bool:
     return right
 
 
+def prove_gate() -> bool:
+    heading("The gate: two consumers apply the same changes, statement by statement, and crash anywhere")
+    right = True
+    for bounds in (*gate.QUICK, *gate.LONGER):
+        progress, states, count, wrong = Progress(), 0, 0, ""
+        for case in bounds.cases():
+            found = explore(case.start, partial(gate.steps, case=case))
+            states, count = states + len(found.states), count + found.steps
+            wrong = wrong or (found.wrong and f"{found.wrong}: {case}")
+            progress(states)
+        progress.result(bounds, states, count, wrong)
+        right = right and not wrong
+    print()
+    for way in gate_story.WRONG:
+        broken = way.explore()
+        print(
+            "\n".join(gate_story.tell(way, broken.way)) if broken.way else f"NOT CAUGHT: {way.name}", "\n", flush=True
+        )
+        right = right and bool(broken.way)
+    return right
+
+
 def prove_asleep() -> bool:
     heading("Falling asleep: no change is missed, whenever writers look, commit and notify")
     if missing := asleep.missing():
@@ -101,7 +131,7 @@ def main() -> None:
     )
     parser.add_argument("--deep", action="store_true", help="with larger bounds")
     deep = parser.parse_args().deep
-    if not all([prove_reading(deep), tell_wrong(), prove_asleep()]):
+    if not all([prove_reading(deep), tell_wrong(), prove_asleep(), prove_gate()]):
         cli.fail("a promise is broken, or a wrong protocol is not caught: see above")
 
 

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from proofs.story import WIDTHS, timeline
+from proofs.story import WIDTHS, at, timeline
 
 MODEL = Path(__file__).with_name("asleep.pml")
 NEEDED = ("spin", "gcc")
@@ -79,7 +79,7 @@ def tell(variant: str, checked: Checked) -> Iterator[str]:
     """Yield the lines of the story of a variant."""
     yield from (WRONG[variant], "")
     steps = [
-        (COLUMNS.index(who), textwrap.wrap(what, WIDTHS[COLUMNS.index(who)])) for who, what in numbered(checked.story)
+        at(COLUMNS.index(who), textwrap.wrap(what, WIDTHS[COLUMNS.index(who)])) for who, what in numbered(checked.story)
     ]
     yield from timeline(COLUMNS, steps)
     yield from ("", "    → a change is committed, the producer sleeps, and nobody wakes it")

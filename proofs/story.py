@@ -13,6 +13,7 @@ from proofs.wrong import Wrong
 FIRST_TXID = 741
 WIDTHS = (34, 34, 38)
 PRODUCER = 2  # the column
+Cells = tuple[list[str], list[str], list[str]]  # the lines of one step, by column
 
 
 def to_txid(number: int) -> int:
@@ -74,7 +75,7 @@ def tell(wrong: Wrong, way: list[Step[State]]) -> Iterator[str]:
     """Yield the lines of the story."""
     teller = Teller(saves_early=not wrong.protocol.save_last)
     yield from (wrong.name, "")
-    yield from timeline(("psql, session A", "psql, session B", "producer"), map(teller.tell, way))
+    yield from timeline(("psql, session A", "psql, session B", "producer"), (at(*teller.tell(step)) for step in way))
     last, position = way[-1], way[-1].state.position
     values = {"offset": position.last_offset, "snapshot": show(position.snapshot)}
     yield from ("", f"    → {last.wrong}")
@@ -83,13 +84,19 @@ def tell(wrong: Wrong, way: list[Step[State]]) -> Iterator[str]:
     yield f"      ours {wrong.ours.format(**values)}"
 
 
-def timeline(names: tuple[str, ...], steps: Iterable[tuple[int, list[str]]]) -> Iterator[str]:
-    """Yield a column for each name, and the numbered steps below each other, each in its column."""
+def at(column: int, lines: list[str]) -> Cells:
+    """What stands in one column only."""
+    first, second, third = (lines if place == column else [] for place in range(len(WIDTHS)))
+    return first, second, third
+
+
+def timeline(names: tuple[str, str, str], steps: Iterable[Cells]) -> Iterator[str]:
+    """Yield a column for each name, and the steps numbered and below each other."""
     yield line("", *names)
     yield line("", *("─" * width for width in WIDTHS))
-    for number, (column, lines) in enumerate(steps, 1):
-        for label, text in zip_longest([str(number)], lines, fillvalue=""):
-            yield line(label, *(text if place == column else "" for place in range(len(WIDTHS))))
+    for number, cells in enumerate(steps, 1):
+        for label, *texts in zip_longest([str(number)], *cells, fillvalue=""):
+            yield line(label, *texts)
 
 
 def line(label: str, *cells: str) -> str:
