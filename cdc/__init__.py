@@ -33,6 +33,7 @@ Around them:
     holders, lateness   who holds locks and open transactions at the source; how old and how late changes are
     alarms, screen      what is wrong and what to do; what `admin.py status` shows
     comparison          the engine of `verify.py`
+    letters_screen      what `admin.py dead-letters` shows
     rows                rows of both tables as `test_cdc.py` shows them
     trace, search       where one employee's changes are (`admin.py trace`); the last messages of a topic that match
     verdict             where an employee's newest change hangs, and what to do

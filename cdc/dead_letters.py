@@ -15,17 +15,16 @@ from datetime import datetime
 from typing import Any
 
 import config
-from cdc import cli, metrics
+from cdc import cli, letters_screen, metrics
 from cdc.flush import flush
 from cdc.kafka import Brokers, advise, make_client
 from cdc.progress import LINES_PER_SECOND, NAMED
+from cdc.text import count as in_words
 from cdc.topic import partition_numbers
 
 from confluent_kafka import Consumer, KafkaError, KafkaException, Message, Producer, TopicPartition
 from confluent_kafka.admin import AdminClient
 from rich.console import Console
-from rich.table import Table
-from rich.text import Text
 
 log = logging.getLogger(__name__)
 
@@ -33,8 +32,7 @@ ORIGIN, ERROR = ("topic", "partition", "offset"), "error"  # the headers of a le
 
 PAGE = 100  # letters in memory at once; one can be as large as the broker allows
 MAX_IN_HAND = 8_000_000  # bytes of letters that Kafka has yet to acknowledge
-MAX_LISTED = 50  # lines of the table
-MAX_SHOWN = 80  # characters of a value there
+MAX_LISTED = 50  # letters
 ANSWER_WAIT = 10  # seconds for an answer of Kafka
 
 # Not idempotent: to send a letter twice is harmless, and without the right to write an idempotent client ends with a
@@ -171,7 +169,7 @@ def produce_all(
 
 
 def run(admin: AdminClient, brokers: Brokers, action: str | None, sure: bool) -> None:
-    """List the letters as a table (None) or as "json", "replay" or "discard" them."""
+    """List the letters (None) or as "json", "replay" or "discard" them."""
     if action == "json":
         logging.disable(logging.WARNING)  # stdout is for the JSON alone
     with closing(make_client(Consumer, READER_SETTINGS, brokers)) as reader:
@@ -183,26 +181,23 @@ def run(admin: AdminClient, brokers: Brokers, action: str | None, sure: bool) ->
             elif action == "json":
                 print_json(reader, admin)
             else:
-                print_table(reader, admin, Console(highlight=False))
+                print_letters(reader, admin, Console(highlight=False))
         except KafkaException as error:
             cli.fail(f"Kafka at {config.KAFKA['bootstrap.servers']}: {error.args[0].str()}")
 
 
-def print_table(reader: Consumer, admin: AdminClient, console: Console) -> None:
+def print_letters(reader: Consumer, admin: AdminClient, console: Console) -> None:
     bounds = find_bounds(reader, admin)
     if not count(bounds):
         console.print("no dead letters")
         return
-    table = Table("when", "employee", "error", "origin", "value", title="dead letters", title_justify="left")
+    letters: list[letters_screen.Cells] = []
     for page in read_pages(reader, bounds):
-        for letter in map(describe, page[: MAX_LISTED - table.row_count]):
-            origin = "/".join(part for part in letter["origin"].values() if part)
-            cells = (letter["when"], letter["employee"], letter["error"], origin, letter["value"])
-            table.add_row(*(Text(shorten(cell or "-"), overflow="fold") for cell in cells))
-        if table.row_count == MAX_LISTED:
+        letters += [letters_screen.to_cells(describe(message)) for message in page[: MAX_LISTED - len(letters)]]
+        if len(letters) == MAX_LISTED:
             break
-    console.print(table)
-    if unlisted := count(bounds) - table.row_count:
+    console.print(letters_screen.render(letters, console.width))
+    if unlisted := count(bounds) - len(letters):
         console.print(f"and {unlisted:,} more")
 
 
@@ -240,7 +235,7 @@ def discard(reader: Consumer, admin: AdminClient, sure: bool) -> None:
     if not count(bounds):
         print("no dead letters")
         return
-    if not sure and not cli.confirm(f"Delete {count(bounds):,} dead letters?", "--discard"):
+    if not sure and not cli.confirm(f"Delete {in_words(count(bounds), 'dead letter')}?", "--discard"):
         cli.fail("nothing deleted")
     delete_before(admin, {number: end for number, (first, end) in bounds.items() if first < end})
     print(f"dead letters deleted: {count(bounds):,}")
@@ -323,9 +318,3 @@ def timestamp(message: Message, precision: str = "seconds") -> str | None:
         return datetime.fromtimestamp(milliseconds / 1000).astimezone().isoformat(timespec=precision) if kind else None
     except (ValueError, OverflowError, OSError):  # a stranger's time can be any number
         return None
-
-
-def shorten(text: str) -> str:
-    """Return text with at most MAX_SHOWN characters, those replaced that a terminal would act upon."""
-    shown = "".join(character if character.isprintable() else "·" for character in text[: MAX_SHOWN + 1])
-    return shown if len(shown) <= MAX_SHOWN else shown[:MAX_SHOWN] + "…"

@@ -34,6 +34,22 @@ def test_a_bad_message_is_listed_with_its_employee_error_and_origin(pipeline: Pi
         assert shown in table
 
 
+@pytest.mark.parametrize("width", [40, 80, 120])
+def test_letters_fit_the_terminal_as_blocks_below_100_columns(shared: Pipeline, width: int) -> None:
+    if not shared.dead_letters():
+        bury(
+            shared, "a value of " + "x" * 100, key="7", headers=[("error", "no change at all"), ("topic", "somewhere")]
+        )
+    lines = told(shared, width=width).splitlines()
+    assert max(map(len, lines)) <= width
+    text = " ".join(" ".join(lines).split())
+    for shown in ("7", "no change at all", "somewhere", "a value of", "xxx…"):
+        assert shown in text
+    blocks = [line for line in lines if line.startswith("  employee 7")]
+    assert len(blocks) == (0 if width == 120 else 1)
+    assert any(line.startswith("┃ when") for line in lines) == (width == 120)
+
+
 def test_letters_of_strangers_are_listed_too(pipeline: Pipeline) -> None:
     bury(pipeline, None, b"\xff\x00[/red]\x1b[2J", timestamp=2**60)
     bury(pipeline, "x", key="[bold]", headers=[("error", None), ("partition", b"\xfe"), ("error", b"twice")])
@@ -118,7 +134,7 @@ def test_discard_asks_on_a_terminal_and_deletes_what_was_there_when_it_asked(
             said += more
     os.close(terminal)
     assert process.wait(20) == code
-    assert b"Delete 1 dead letters?" in said
+    assert b"Delete 1 dead letter?" in said
     assert b"Traceback" not in said
     assert waiting(pipeline) == left
 
