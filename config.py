@@ -47,6 +47,14 @@ def _port(name: str) -> int:
     return int(text)
 
 
+def _choice(name: str, default: str, choices: tuple[str, ...]) -> str:
+    text = os.environ.get(name) or default
+    if text not in choices:
+        print(f"{name} is {text!r}: give one of {', '.join(choices)}", file=sys.stderr)
+        sys.exit(2)
+    return text
+
+
 def _identifier(name: str, default: str) -> str:
     """Return the setting as an SQL identifier in double quotes."""
     text = os.environ.get(name) or default
@@ -90,6 +98,9 @@ KAFKA = {
 }
 POLL_INTERVAL = _seconds("POLL_INTERVAL", 0.5)
 """The longest a sleeping producer waits before it looks at the log again, in seconds, if no notification comes."""
+
+LOG_FORMAT = _choice("LOG_FORMAT", "text", ("text", "json"))
+LOG_LEVEL = _choice("LOG_LEVEL", "INFO", ("DEBUG", "INFO", "WARNING", "ERROR"))
 
 METRICS_PORT = _port("METRICS_PORT")
 """Where producer.py and consumer.py answer /metrics, /healthz and /readyz; 0: nowhere."""

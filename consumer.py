@@ -106,10 +106,6 @@ def log_applied(report: Report, part: Part, full: bool, started: float, consumer
     if not applied:
         return
 
-    def describe_changes() -> list[str]:
-        outcome = "applied" if part.changed else "already applied"
-        return [f"{name} → {outcome}, log offset {offset}" for name, offset in (describe(m.value()) for m in applied)]
-
     def count_left() -> int:
         left = 0
         for partition in consumer.position(consumer.assignment()):
@@ -118,7 +114,7 @@ def log_applied(report: Report, part: Part, full: bool, started: float, consumer
         return left
 
     newest = describe(applied[-1].value())[1]
-    report.batch(len(applied), newest, started, describe_changes, count_left if full else None)
+    report.batch(len(applied), newest, started, part.describe, count_left if full else None)
 
 
 def session(destination: Destination, brokers: Brokers, report: Report, stop: cli.Stop, once: bool) -> None:

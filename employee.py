@@ -77,7 +77,7 @@ class CDCRecord:
         except (ValueError, RecursionError) as error:  # UnicodeDecodeError is a ValueError
             raise ValueError(f"not JSON: {error}") from None
         if not isinstance(data, dict):
-            raise ValueError(f"a JSON object is needed, not {_shorten(data)}")
+            raise ValueError(f"a JSON object is needed, not {type(data).__name__}")
         if missing := [name for name in ("cdc_id", "emp_id", "action") if data.get(name) is None]:
             raise ValueError(f"{' and '.join(missing)} missing")
         return cls(**{name: data[name] for name in CDC_COLUMNS if name in data})
@@ -95,23 +95,23 @@ def _check_columns(row: Employee | CDCRecord) -> None:
     for name in ("first_name", "last_name", "city"):
         _check_text(name, getattr(row, name))
     if row.dob is not None and not _is_date(row.dob):
-        raise ValueError(f"dob is {_shorten(row.dob)}, not a date that PostgreSQL knows")
+        raise ValueError("dob is not a date that PostgreSQL knows")
     if row.salary is not None:
         _check_int("salary", row.salary, INT4)
 
 
 def _check_int(name: str, value: Any, bounds: tuple[int, int]) -> None:
     if type(value) is not int:  # isinstance would let True pass
-        raise ValueError(f"{name} is {_shorten(value)}, not a whole number")
+        raise ValueError(f"{name} is {_shown(name, value)}not a whole number")
     if not bounds[0] <= value <= bounds[1]:
-        raise ValueError(f"{name} is {_shorten(value)}, outside {bounds[0]} to {bounds[1]}")
+        raise ValueError(f"{name} is {_shown(name, value)}outside {bounds[0]} to {bounds[1]}")
 
 
 def _check_text(name: str, value: Any) -> None:
     if value is None:
         return
     if not isinstance(value, str):
-        raise ValueError(f"{name} is {_shorten(value)}, not text")
+        raise ValueError(f"{name} is not text")
     if len(value) > MAX_LENGTH:
         raise ValueError(f"{name} has {len(value)} characters, {MAX_LENGTH} are allowed")
     if "\0" in value or any("\ud800" <= character <= "\udfff" for character in value):
@@ -133,6 +133,11 @@ def _is_date(text: Any) -> bool:
     if (month, day) == (2, 29) and not (year % 4 == 0 and (year % 100 != 0 or year % 400 == 0)):
         return False
     return (-4713, 11, 24) <= (year, month, day) <= (5874897, 12, 31)
+
+
+def _shown(name: str, value: Any) -> str:
+    """Return a value as part of a reason, which is logged: of an employee, nothing but the id."""
+    return f"{_shorten(value)}, " if name in ("cdc_id", "emp_id") else ""
 
 
 def _shorten(value: Any) -> str:

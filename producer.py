@@ -25,7 +25,7 @@ from cdc.message import Change, describe, to_json
 from cdc.outage import Outage
 from cdc.position import Position, PositionLost, Saver, load_position
 from cdc.postgres import WrongSetting, connect, wait_for_database
-from cdc.progress import Report
+from cdc.progress import Line, Report
 from cdc.publisher import KAFKA_SETTINGS, PAGE, NotPublished, publish
 from cdc.topic import Tail
 from cdc.upkeep import Upkeep
@@ -104,9 +104,9 @@ def stream(producer: Producer, saver: Saver, upkeep: Upkeep, brokers: Brokers, o
 
 
 def log_published(report: Report, saver: Saver, published: Published, started: float) -> None:
-    def describe_changes() -> list[str]:
+    def describe_changes() -> list[Line]:
         described = (describe(to_json(change)) for change in published.changes)
-        return [f"{name} → published, log offset {offset}" for name, offset in described]
+        return [(f"{name} → published, log offset {offset}", {"log_offset": offset}) for name, offset in described]
 
     if not published.changes:
         return

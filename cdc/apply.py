@@ -6,6 +6,7 @@ only if its cdc_id is higher. Why the statement is as it is: docs/design.md.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection, Iterable
 from datetime import date
 from typing import Any
@@ -189,7 +190,14 @@ def count_applied(passed: list[int], tried: int) -> int:
     return sum(passed)
 
 
+QUOTED = re.compile(r"""["'»„«“].*["'«“»”]""")
+WRONG_VALUE = "22"  # a class of errors whose messages quote the value
+
+
 def in_one_line(state: str, message: str) -> str:
+    """Return why PostgreSQL refuses a record. It is logged, so no value of an employee is in it."""
+    if state.startswith(WRONG_VALUE):
+        message = QUOTED.sub("…", message)
     return " ".join(message.split()) or f"an error without a message, SQLSTATE {state}"
 
 

@@ -20,9 +20,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NoReturn, TextIO
 
-from cdc import __version__
+import config
+from cdc import __version__, logs
 from cdc.health import HEALTH
-from cdc.text import escape
 
 DONE, FAILED, WRONG_USE = 0, 1, 2
 
@@ -76,13 +76,6 @@ def close_stdout() -> None:
     os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
 
 
-class LineFormatter(logging.Formatter):
-    """Formats what a log line quotes of others so that it stays one line, and acts upon no terminal."""
-
-    def formatMessage(self, record: logging.LogRecord) -> str:
-        return escape(super().formatMessage(record))
-
-
 class LogHandler(logging.StreamHandler[TextIO]):
     """Logs to stdout; requests a stop when nobody reads it."""
 
@@ -108,10 +101,11 @@ def make_parser(doc: str | None, verbose: str = "") -> argparse.ArgumentParser:
 
 def start_logging(verbose: bool = False) -> None:
     handler = LogHandler(sys.stdout)
-    handler.setFormatter(LineFormatter("%(asctime)s %(levelname)-7s %(message)s", "%H:%M:%S"))
-    logging.basicConfig(level=logging.DEBUG if verbose else logging.INFO, handlers=[handler], force=True)
+    handler.setFormatter(logs.formatter())
+    level = "DEBUG" if verbose else config.LOG_LEVEL
+    logging.basicConfig(level=level, handlers=[handler], force=True)
     # We report outages ourselves, once. The client repeats its own lines with every try.
-    logging.getLogger("librdkafka").setLevel(logging.DEBUG if verbose else logging.CRITICAL + 1)
+    logging.getLogger("librdkafka").setLevel(logging.DEBUG if level == "DEBUG" else logging.CRITICAL + 1)
 
 
 @dataclass
@@ -176,7 +170,8 @@ def take_signals() -> None:
 def end_now() -> None:
     """End the process in the middle of a call that nothing else can end."""
     if select.select([], [2], [], 0)[1]:  # nobody may be reading
-        os.write(2, b"stopped while a server did not answer; the work in hand will be done again\n")
+        text = "stopped while a server did not answer; the work in hand will be done again"
+        os.write(2, f"{logs.as_line(text)}\n".encode())
     os._exit(FAILED)
 
 
@@ -208,5 +203,5 @@ class Failure(SystemExit):
 
 def fail(message: str, code: int = FAILED) -> NoReturn:
     """Print one line that says what is wrong and what to do, and exit."""
-    print(escape(message), file=sys.stderr)
+    print(logs.as_line(message), file=sys.stderr)
     raise Failure(message, code)

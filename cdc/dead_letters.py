@@ -18,7 +18,7 @@ import config
 from cdc import cli, letters_screen, metrics
 from cdc.flush import flush
 from cdc.kafka import Brokers, advise, make_client
-from cdc.progress import LINES_PER_SECOND, NAMED
+from cdc.progress import LINES_PER_SECOND, NAMED, Line
 from cdc.text import count as in_words
 from cdc.topic import partition_numbers
 
@@ -103,21 +103,27 @@ class DeadLetters:
         if now - self.second >= 1.0:
             self.second, self.lines = now, 0
         if letters is not None and count == len(letters) and count <= NAMED and self.lines + count <= LINES_PER_SECOND:
-            lines = [f"{place(message)} → dead letter: {error}" for message, error in letters]
+            lines: list[Line] = [
+                (
+                    f"{place(message)} → dead letter: {error}",
+                    {"partition": message.partition(), "offset": message.offset()},
+                )
+                for message, error in letters
+            ]
         elif count and self.lines < 1:
-            lines = [f"{count:,} messages → dead letters; such as {self.example}"]
+            lines = [(f"{count:,} messages → dead letters; such as {self.example}", {"count": count})]
         else:
             return
         self.lines += len(lines)
         self.unreported = 0
-        for line in lines:
-            log.error("%s", line)
+        for text, values in lines:
+            log.error("%s", text, extra=values)
 
     def end(self) -> None:
         self.second = 0.0
         self.report()
         if self.total:
-            log.info("sent %s dead letters in all", f"{self.total:,}")
+            log.info("sent %s dead letters in all", f"{self.total:,}", extra={"count": self.total})
 
 
 def to_message(letter: Letter) -> dict[str, Any]:

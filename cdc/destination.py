@@ -14,9 +14,10 @@ from cdc.dead_letters import DeadLetters, Letter
 from cdc.health import HEALTH
 from cdc.intake import Batch, Intake
 from cdc.kafka import advise
-from cdc.message import Record, read
+from cdc.message import Record, describe, read
 from cdc.outage import Outage
 from cdc.postgres import connect, explain, wait_for_database
+from cdc.progress import Line
 
 import psycopg2
 from confluent_kafka import KafkaException, Message
@@ -38,6 +39,15 @@ class Part:
     def applied(self) -> list[Message]:
         dead = {id(message) for message, _ in self.letters}
         return [message for message in self.messages if id(message) not in dead]
+
+    def describe(self) -> list[Line]:
+        """Return a line for each message that was applied."""
+        outcome, lines = "applied" if self.changed else "already applied", list[Line]()
+        for message in self.applied():
+            name, log_offset = describe(message.value())
+            values = {"log_offset": log_offset, "partition": message.partition(), "offset": message.offset()}
+            lines.append((f"{name} → {outcome}, log offset {log_offset}", values))
+        return lines
 
 
 @dataclass

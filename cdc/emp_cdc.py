@@ -222,5 +222,5 @@ class Pruner:
             ((count, newest),) = cursor.fetchall()
         if count:
             self.pruned = newest
-            log.debug("pruned %d rows up to log offset %d", count, newest)
+            log.debug("pruned %d rows up to log offset %d", count, newest, extra={"count": count, "log_offset": newest})
         return int(count)

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 import config
-from cdc import listener
+from cdc import listener, logs
 from cdc.health import HEALTH
 from cdc.postgres import WrongSetting
 
@@ -202,5 +202,5 @@ def make_client(kind: Callable[..., Client], settings: dict[str, Any], brokers: 
             unknown.append(found[1])
     if unknown:
         names = ", ".join(f"KAFKA_{key.upper().replace('.', '_')}" for key in unknown)
-        print(f"{names}: ignored, the Kafka client has no such setting", file=sys.stderr)
+        print(logs.as_line(f"{names}: ignored, the Kafka client has no such setting", "WARNING"), file=sys.stderr)
     return client

@@ -68,7 +68,8 @@ class Outage:
     def over(self) -> None:
         """Note that something went through. That a session begins does not yet tell it."""
         if self.warning:
-            log.info("%s answers again", outage_key(self.warning)[0])
+            values = {"duration_seconds": round(time.monotonic() - self.since, 3)} if self.since else {}
+            log.info("%s answers again", outage_key(self.warning)[0], extra=values)
         HEALTH.mark_up(self)
         self.reached, self.warning, self.since, self.delay = True, "", 0.0, 0.1
 
@@ -89,8 +90,11 @@ class LongWait:
         if not (text := describe()):
             return
         self.reported, self.due = outage_key(text)[0], now + REPEAT
-        log.warning("%s; waiting for %.0f s", text, now - self.started)
+        log.warning(
+            "%s; waiting for %.0f s", text, now - self.started, extra={"duration_seconds": round(now - self.started, 3)}
+        )
 
     def over(self) -> None:
         if self.reported:
-            log.info("%s goes on after %.0f s", self.reported, time.monotonic() - self.started)
+            waited = time.monotonic() - self.started
+            log.info("%s goes on after %.0f s", self.reported, waited, extra={"duration_seconds": round(waited, 3)})

@@ -7,6 +7,8 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
+Line = tuple[str, dict[str, int | None]]  # what is logged, and its values by the names in cdc/logs.py
+
 NAMED = 5  # changes; a batch this small is reported change by change
 LINES_PER_SECOND = 20
 
@@ -33,7 +35,7 @@ class Report:
         count: int,
         log_offset: int,
         started: float,
-        describe: Callable[[], list[str]],
+        describe: Callable[[], list[Line]],
         count_left: Callable[[], int] | None = None,
     ) -> None:
         """Count a batch that began at started (time.monotonic).
@@ -47,8 +49,8 @@ class Report:
             self.second, self.lines = now, 0
         if count <= NAMED and not self.unreported and self.lines + count <= LINES_PER_SECOND:
             self.lines += count
-            for line in describe():
-                self.log.info("%s", line)
+            for text, values in describe():
+                self.log.info("%s", text, extra=values)
             return
         self.unreported += count
         self.log_offset = log_offset
@@ -64,7 +66,7 @@ class Report:
     def end(self) -> None:
         if self.unreported:
             self._report(None)
-        self.log.info("%s %s changes in all", self.verb, f"{self.total:,}")
+        self.log.info("%s %s changes in all", self.verb, f"{self.total:,}", extra={"count": self.total})
 
     def _report(self, count_left: Callable[[], int] | None) -> None:
         rate = self.unreported / max(self.busy, 0.001)
@@ -72,6 +74,7 @@ class Report:
         text += f" in {self.busy * 1000:,.0f} ms"
         if count_left is not None and (left := count_left()) > 0:
             text += f"; about {left:,} left, {left / rate:,.0f} s at {rate:,.0f}/s"
-        self.log.info("%s", text)
+        values = {"count": self.unreported, "log_offset": self.log_offset, "duration_seconds": round(self.busy, 6)}
+        self.log.info("%s", text, extra=values)
         self.unreported, self.busy = 0, 0.0
         self.second, self.lines = time.monotonic(), self.lines + 1

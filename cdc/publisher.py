@@ -86,7 +86,14 @@ def set_aside(producer: Producer, change: Change, reason: str, stop: cli.Stop) -
         raise NotPublished(f"{topic}: {error.str()}{advise(error, f'WRITE on topic {topic}')}")
     metrics.DEAD_LETTERS.add(1)
     outcome = f"refused there too, so it is in the log only: {failures[0][1].str()}" if failures else reason
-    log.error("%s %s, log offset %s → dead letter: %s", change.action, name(change), change.cdc_id, outcome)
+    log.error(
+        "%s %s, log offset %s → dead letter: %s",
+        change.action,
+        name(change),
+        change.cdc_id,
+        outcome,
+        extra={"log_offset": change.cdc_id},
+    )
 
 
 def name(change: Change) -> str:

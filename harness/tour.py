@@ -37,7 +37,7 @@ PATIENCE = 60.0  # seconds for a command
 
 # What is another one in each run. Offsets and ids of the tour's own few rows are the same, and are compared.
 VARIES = [
-    (r"\d\d:\d\d:\d\d(\.\d+)?", "TIME"),
+    (r"\d\d:\d\d:\d\d(\.\d+)?([+-]\d\d:\d\d)?", "TIME"),
     (r"\d{4}-\d\d-\d\d", "DAY"),
     (r"\b\d+:\d+:(\d+(,\d+)*)?(?![\d:])", "SNAPSHOT"),
     (r"\d+(\.\d+)? (ms|s)\b", "SPAN"),

@@ -22,7 +22,7 @@ def test_env_example_names_every_setting_with_its_default() -> None:
     example = (ROOT / ".env.example").read_text(encoding="utf-8")
     named = dict(re.findall(r"^#?([A-Z_]+)=(.*)$", example, re.MULTILINE))
     text = (ROOT / "config.py").read_text(encoding="utf-8")
-    read = set(re.findall(r'(?:environ\.get|_seconds|_identifier|_port)\("([A-Z_]+)"', text))
+    read = set(re.findall(r'(?:environ\.get|_seconds|_identifier|_port|_choice)\("([A-Z_]+)"', text))
     assert read | {"KAFKA_BOOTSTRAP_SERVERS"} <= named.keys()
     examples_only = {name for name in named if name.startswith(("KAFKA_SECURITY", "KAFKA_SASL"))}
     defaults = {name: value for name, value in named.items() if name not in examples_only}

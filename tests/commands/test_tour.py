@@ -34,8 +34,12 @@ def test_each_solution_prints_what_the_tour_shows(stack: None, tmp_path: Path) -
 
 
 def test_the_comparison_takes_no_offset_for_another_and_no_time_for_a_difference() -> None:
-    shown = ["10:00:00 INFO    UPDATE employee 2 → published, log offset 6", "----+---"]
-    assert alike(shown) == alike(["11:11:11 INFO    UPDATE employee 2 → published, log offset 6", "", "------+-----"])
-    assert alike(shown) != alike(["10:00:00 INFO    UPDATE employee 2 → published, log offset 7", "----+---"])
+    shown = ["2026-11-26 10:00:00+00:00 INFO    UPDATE employee 2 → published, log offset 6", "----+---"]
+    assert alike(shown) == alike(
+        ["2026-12-27 11:11:11-05:30 INFO    UPDATE employee 2 → published, log offset 6", "", "------+-----"]
+    )
+    assert alike(shown) != alike(
+        ["2026-11-26 10:00:00+00:00 INFO    UPDATE employee 2 → published, log offset 7", "----+---"]
+    )
     assert alike(shown) != alike(shown[1:])
     assert len(commands(TOUR.read_text(encoding="utf-8"))) > 80
