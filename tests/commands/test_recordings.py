@@ -42,6 +42,28 @@ def at_rest(picture: str) -> str:
     return " ".join(text.text or "" for group in groups for text in group.iter(f"{SVG}text"))
 
 
+def at(picture: str, moment: float) -> list[str]:
+    """The rows at a moment, a part of the whole, as the style sheet's clocks have it."""
+    shown: dict[int, str] = {}
+    for group in ET.fromstring(picture).iter(f"{SVG}g"):
+        number = (group.get("class") or "")[1:]
+        clock = re.search(rf"@keyframes k{number}\{{((?:[\d.]+%\{{\w+:\w+\}})*)\}}", picture)
+        steps = re.findall(r"([\d.]+)%\{visibility:(\w+)\}", clock[1]) if clock else [("0", "visible")]
+        if [state for begins, state in steps if float(begins) / 100 <= moment][-1] == "visible":
+            for text in group.iter(f"{SVG}text"):
+                row = int(text.get("y") or 0)
+                assert row not in shown, "two lines in one row"
+                shown[row] = text.text or ""
+    return [shown[row] for row in sorted(shown)]
+
+
+def test_at_each_moment_the_picture_shows_what_stood_on_the_screen() -> None:
+    screens = [["one"], ["one", "two"], ["three", "two"], ["one", "four"]]
+    picture = to_svg(Recording([(float(number), lines) for number, lines in enumerate(screens)], 0), "x", 40, 10)
+    middles = [0.5 / 9, 1.5 / 9, 2.5 / 9, 6.0 / 9]  # a second each, and 6 for the last one
+    assert [at(picture, middle) for middle in middles] == screens
+
+
 def test_a_table_that_changes_in_place_is_one_table_at_each_moment() -> None:
     recording = record("-c", LIVE, columns=40, rows=20)
     screens = ["\n".join(lines) for _, lines in recording.frames]
