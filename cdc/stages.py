@@ -148,9 +148,10 @@ def kafka_figures(admin: AdminClient) -> tuple[dict[str, Any], Sample]:
     if topic is None:
         raise LookupError(f"topic {config.KAFKA_TOPIC} does not exist; run python admin.py")
     described = {partition.id: partition for partition in sorted(topic.partitions, key=lambda part: part.id)}
-    bounds = offset_bounds(admin, config.KAFKA_TOPIC, list(described))
     members = group_members(admin)  # first: without the right to see the group, the next call only waits
     committed, identity = committed_offsets(list(described)), str(topic.topic_id)
+    # After the committed offsets, which move on meanwhile: what is beyond the end looks like a stranger's.
+    bounds = offset_bounds(admin, config.KAFKA_TOPIC, list(described))
     foreign = [number for number, part in committed.items() if part.metadata != identity]
     trusted = trusted_offsets(committed, bounds, identity)
     reads_on = {number: max(trusted.get(number, first), first) for number, (first, _) in bounds.items()}
