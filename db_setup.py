@@ -19,7 +19,8 @@ from typing import NoReturn
 
 import config
 from cdc import capture, cli, roles
-from cdc.postgres import address, connect_within, first_line
+from cdc.postgres import WrongSetting, address, connect_within, first_line
+from cdc.schema import find_version, refuse_newer
 from config import SCHEMA
 from employee import CDC_COLUMNS
 
@@ -86,6 +87,7 @@ def check(source: Connection, destination: Connection) -> None:
             cursor.execute(IDENTITY)
             identities.add(cursor.fetchone())
         check_schema(connection, name)
+        refuse_newer(find_version(connection, name), name)
     if len(identities) == 1:
         cli.fail("source and destination are the same database; a change would go round for ever", cli.WRONG_USE)
     for line in capture.refusals(source, destination):
@@ -154,6 +156,8 @@ def main() -> None:
                 roles.make(destination, "destination")
             for line in capture.warnings(source, destination):
                 print(line)
+        except WrongSetting as error:
+            cli.fail(str(error), cli.WRONG_USE)
         except psycopg2.Error as error:
             fail(error, "destination" if error.cursor and error.cursor.connection is destination else "source")
 

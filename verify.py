@@ -20,7 +20,7 @@ from contextlib import closing, contextmanager
 from typing import Any
 
 import config
-from cdc import cli, verified
+from cdc import cli, schema, verified
 from cdc.comparison import Comparison, Side
 from cdc.postgres import connect_within
 from cdc.text import escape
@@ -157,6 +157,8 @@ def compare(arguments: argparse.Namespace, stop: cli.Stop) -> Comparison:
             Side("source", config.SOURCE_DATABASE_URL, source),
             Side("destination", config.DESTINATION_DATABASE_URL, destination),
         )
+        for side in sides:
+            schema.check_or_exit(side.connection, side.name)
         comparison = Comparison(sides, arguments.repair, arguments.wait, arguments.limit)
         comparison.check_capture()
         with progress(comparison.count_rows()) as advance:

@@ -23,6 +23,7 @@ In the order in which a change meets them:
 Around them:
 
     postgres, session   connect to a database; what each session sets
+    schema              the schema version of our own tables
     kafka, topic        make a client; what the topic and the group hold now
     listener            what a broker's port speaks, where it does not let us in
     waiting             wait for a statement: stop when asked to, read ahead, report a wait that lasts

@@ -15,6 +15,7 @@ from cdc import capture
 from cdc.finding import NOTE, OK, WRONG, Finding
 from cdc.kafka import Brokers, advise, wait_for_login
 from cdc.postgres import WrongSetting, connect, explain
+from cdc.schema import check_version
 from cdc.topic import (
     ANSWER_WAIT,
     committed_offsets,
@@ -116,11 +117,21 @@ def check_database(side: str, connection: Connection, server: Server) -> Iterato
     else:
         yield Finding(OK, side, f"schema {NAME} with {', '.join(TABLES[side])}")
         yield check_rights(side, connection, server.role)
+    yield from check_schema_version(side, connection)
     if side == "source" and "employees" not in missing:
         gaps = capture.gaps(connection)
         yield from (Finding(WRONG, side, line) for line in gaps)
         if not gaps:
             yield Finding(OK, side, "the triggers capture every change")
+
+
+def check_schema_version(side: str, connection: Connection) -> Iterator[Finding]:
+    try:
+        check_version(connection, side)
+    except psycopg2.OperationalError as error:
+        yield Finding(WRONG, side, str(error))
+    except WrongSetting as error:
+        yield Finding(WRONG, *str(error).split(": ", 1))
 
 
 def check_clock(side: str, ahead: float) -> Finding:

@@ -16,8 +16,9 @@ from cdc.intake import Batch, Intake
 from cdc.kafka import advise
 from cdc.message import Record, describe, read
 from cdc.outage import Outage
-from cdc.postgres import connect, explain, wait_for_database
+from cdc.postgres import connect, explain, run_settings, wait_for_database
 from cdc.progress import Line
+from cdc.schema import check_version
 
 import psycopg2
 from confluent_kafka import KafkaException, Message
@@ -60,7 +61,10 @@ class Destination:
 
     def connect(self) -> Connection:
         if self.connection is None:
-            self.connection = connect("destination", config.DESTINATION_DATABASE_URL, SESSION)
+            connection = connect("destination", config.DESTINATION_DATABASE_URL)
+            check_version(connection, "destination")
+            run_settings("destination", config.DESTINATION_DATABASE_URL, connection, SESSION)
+            self.connection = connection
             self.outage.reached = True
             HEALTH.connected.add("destination")
         return self.connection

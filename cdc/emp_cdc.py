@@ -18,6 +18,7 @@ from cdc import metrics
 from cdc.message import Change
 from cdc.position import Position
 from cdc.postgres import WrongSetting, run_settings
+from cdc.schema import check_version
 from config import SCHEMA
 from employee import CDC_COLUMNS
 
@@ -128,8 +129,8 @@ class Page:
 def prepare(source: Connection) -> None:
     """Make a connection ready for reading the log.
 
-    Raises psycopg2.errors.UndefinedTable if the source is not set up, WrongSetting if RETENTION is no span of time, or
-    if a policy hides rows of the log from us.
+    Raises psycopg2.errors.UndefinedTable if the source is not set up, OperationalError if its tables are too old,
+    WrongSetting if they are too new, if RETENTION is no span of time, or if a policy hides rows of the log from us.
     """
     with source.cursor() as cursor:
         try:
@@ -142,6 +143,7 @@ def prepare(source: Connection) -> None:
                 f"RETENTION is {config.RETENTION!r}: give a PostgreSQL interval with its unit, not negative, "
                 "such as '7 days'"
             )
+    check_version(source, "source")
     run_settings("source", config.SOURCE_DATABASE_URL, source, SESSION)
     read_raw(source)
 

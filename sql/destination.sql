@@ -30,7 +30,8 @@ CREATE TABLE IF NOT EXISTS public.cdc_verified (
     verified_at TIMESTAMPTZ NOT NULL DEFAULT now()
 );
 
-COMMENT ON TABLE  public.cdc_applied        IS 'The newest change of each employee that consumer.py has applied';
+COMMENT ON TABLE  public.cdc_applied        IS
+    'The newest change of each employee that consumer.py has applied; schema version 1';  -- cdc/schema.py's
 COMMENT ON COLUMN public.cdc_applied.cdc_id IS 'emp_cdc.cdc_id on the source';
 COMMENT ON TABLE  public.cdc_verified          IS 'When verify.py last found both tables equal';
 COMMENT ON COLUMN public.cdc_verified.compared IS 'Rows that it had compared';

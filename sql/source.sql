@@ -121,7 +121,8 @@ BEGIN
 END
 $$;
 
-COMMENT ON TABLE  public.emp_cdc            IS 'Log of the changes of employees; written by triggers, read by producer.py';
+COMMENT ON TABLE  public.emp_cdc            IS
+    'Log of the changes of employees; written by triggers, read by producer.py; schema version 1';  -- cdc/schema.py's
 COMMENT ON COLUMN public.emp_cdc.cdc_id     IS 'Offset of the change. Drawn before commit: a lower one can become visible later';
 COMMENT ON COLUMN public.emp_cdc.action     IS 'INSERT and UPDATE carry the row as it became, DELETE as it was';
 COMMENT ON COLUMN public.emp_cdc.txid       IS 'Transaction of the change: tells the late rows, at or below the producer''s offset';
