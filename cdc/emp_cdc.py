@@ -75,13 +75,15 @@ BEGIN ISOLATION LEVEL REPEATABLE READ;
 DECLARE late NO SCROLL CURSOR FOR
 SELECT {CHANGE}, (SELECT pg_current_snapshot()::text)
 FROM (SELECT {COLUMNS} {LATE}) AS change ORDER BY cdc_id
-""".replace("$1", "%(last_offset)s").replace("$2", "%(snapshot)s::pg_snapshot")
+""".replace("<= $1", "<= %(last_offset)s").replace(
+    "($2)", "(%(snapshot)s::pg_snapshot)"
+)  # a schema may be called "a$1"
 LATE_PAGE = "FETCH FORWARD %(page_size)s FROM late"
 
 MANY_DRAWN = 1_000  # offsets of open transactions; a poll wades through fewer in no time
 
 COUNT_UNPUBLISHED = f"SELECT greatest(max(cdc_id) - %(last_offset)s, 0), ({CHANGED_AT}) FROM {SCHEMA}.emp_cdc".replace(
-    "$1", "%(last_offset)s"
+    "> $1", "> %(last_offset)s"
 )
 TEXT, VARCHAR = 25, 1043  # PostgreSQL's numbers of the types
 RAW = ("SQL_ASCII", "LATIN", "ISO_8859_", "KOI8", "WIN")  # encodings that may hold bytes that are no character
