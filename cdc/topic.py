@@ -10,7 +10,7 @@ from typing import Any, NamedTuple, TypeVar
 
 import config
 from cdc import cli
-from cdc.kafka import TOPIC_REFUSED, Brokers, make_client
+from cdc.kafka import NO_BROKER, TOPIC_REFUSED, Brokers, make_client
 from cdc.message import read
 from cdc.signature import signature_of
 
@@ -24,9 +24,10 @@ from confluent_kafka import (
     TopicCollection,
     TopicPartition,
 )
-from confluent_kafka.admin import AdminClient, OffsetSpec  # type: ignore[attr-defined]
+from confluent_kafka.admin import AdminClient, OffsetSpec, TopicMetadata  # type: ignore[attr-defined]
 
 ANSWER_WAIT = 5  # seconds for an answer of Kafka
+LIST_STEP = 1.25  # seconds of that for one question
 COORDINATOR_WAIT = 5.0  # seconds for a group's coordinator to start
 COORDINATOR_STARTS = (
     KafkaError.COORDINATOR_LOAD_IN_PROGRESS,
@@ -238,7 +239,7 @@ class Tail:
         """
         reader = make_client(Consumer, GUARD_SETTINGS, self.brokers)
         with closing(reader):
-            metadata = reader.list_topics(config.KAFKA_TOPIC, timeout=ANSWER_WAIT).topics[config.KAFKA_TOPIC]
+            metadata = find_topic(reader, stop)
             if metadata.error is not None:
                 raise KafkaException(metadata.error)
             unread = {}  # by partition: where to start
@@ -255,6 +256,24 @@ class Tail:
             changes = read_to_end(reader, set(unread), stop)
             self.brokers.mark_up()  # not before: brokers that answer may still have no leader for a partition
             return changes
+
+
+def find_topic(reader: Consumer, stop: cli.Stop) -> TopicMetadata:
+    """Return what the brokers say of the topic. Raises KafkaException if they do not answer in time.
+
+    In steps: the call hears no signal, and calls no callback that says why there is no answer.
+    """
+    for _ in range(int(ANSWER_WAIT / LIST_STEP)):
+        reader.poll(0)
+        try:
+            topics: dict[str, TopicMetadata] = reader.list_topics(config.KAFKA_TOPIC, timeout=LIST_STEP).topics
+            return topics[config.KAFKA_TOPIC]
+        except KafkaException as error:
+            failure = error
+        if stop.requested or failure.args[0].code() not in NO_BROKER:
+            break
+    reader.poll(0)
+    raise failure
 
 
 def read_to_end(reader: Consumer, unread: set[int], stop: cli.Stop) -> list[TopicChange]:

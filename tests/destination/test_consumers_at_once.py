@@ -3,18 +3,28 @@
 from __future__ import annotations
 
 import random
+import signal
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 
 from cdc import apply as applying
 from cdc.postgres import connect
-from harness.consuming import change, consuming, history, last_states, not_setting, wait_until_read
+from harness.consuming import (
+    change,
+    consuming,
+    history,
+    last_states,
+    not_setting,
+    start_consumer,
+    wait_until_read,
+)
 from harness.database import BACKWARDS, WAITING, WATCH, query
-from harness.destination import alter_destination, apply
+from harness.destination import alter_destination, apply, wait_for_rows
 from harness.pipeline import Pipeline
 from harness.waiting import wait_until
 
 import psycopg2
+import pytest
 from psycopg2.extensions import connection as Connection
 
 
@@ -106,3 +116,25 @@ def test_a_serialization_failure_is_no_dead_letter(shared: Pipeline, destination
             assert "dead letter" not in script.output()
     finally:
         alter_destination(shared, "RESET default_transaction_isolation")
+
+
+@pytest.mark.timing
+def test_a_consumer_that_is_frozen_inside_its_statement_does_not_hold_up_the_one_that_takes_over(
+    shared: Pipeline, destination: Connection
+) -> None:
+    """One round trip is the whole transaction: PostgreSQL ends it without the consumer, and no lock stays."""
+    user, first = shared.destination(), start_consumer(shared)
+    shared.send(change(1_000_000, 1), partition=0)
+    wait_for_rows(shared, [1])
+    query(user, "BEGIN; UPDATE employees SET city = 'mine' WHERE emp_id = 1")
+    shared.send(change(1_000_001, 1, salary=1), partition=0)
+    wait_until(lambda: query(destination, WAITING) == [(1,)], what="the first consumer waits for the row")
+    first.process.send_signal(signal.SIGSTOP)
+    query(user, "COMMIT")
+    shared.send(change(1_000_002, 1, salary=2), partition=0)
+    with consuming(shared):
+        wait_until(lambda: query(destination, "SELECT salary FROM employees") == [(2,)], 12)
+        first.process.send_signal(signal.SIGCONT)
+        wait_until_read(shared)
+        assert first.stop() == 0
+        assert query(destination, "SELECT salary FROM employees") == [(2,)]

@@ -10,6 +10,8 @@ from harness.pipeline import Pipeline
 
 import pytest
 
+SAID_WITHIN = 10.0
+
 
 @pytest.mark.timing
 def test_a_session_that_begins_and_fails_again_and_again_is_no_answer(pipeline: Pipeline) -> None:
@@ -32,3 +34,13 @@ def test_a_session_that_begins_and_fails_again_and_again_is_no_answer(pipeline: 
         assert script.stop() == 0
     finally:
         query(source, f"DROP OWNED BY {role}; DROP ROLE {role}")
+
+
+@pytest.mark.timing
+def test_a_producer_that_waits_for_kafka_ends_at_a_signal_in_good_order(shared: Pipeline) -> None:
+    script = shared.start("producer.py", KAFKA_BOOTSTRAP_SERVERS="localhost:1")
+    script.wait_for("Kafka at localhost:1 does not answer; waiting", SAID_WITHIN)
+    time.sleep(1)  # it asks again
+    started = time.monotonic()
+    assert script.stop() == 0, script.output()
+    assert time.monotonic() - started < 4
