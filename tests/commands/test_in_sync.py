@@ -79,8 +79,7 @@ def test_the_last_comparison_that_was_equal_is_named_with_its_age(synced: Pipeli
     query(destination, "INSERT INTO employees (emp_id) VALUES (2)")
     assert screen(synced)["destination"].endswith("; run python verify.py --repair")
     query(destination, "DELETE FROM employees WHERE emp_id = 2; UPDATE employees SET city = 'Oslo'")
-    assert screen(synced)["destination"].startswith("1 row; localhost:")
-    assert "repair" not in screen(synced)["destination"]
+    assert re.fullmatch(r"1 row; localhost:\d+", screen(synced)["destination"])
     assert synced.run("verify.py", "--wait", "0").returncode == 1
     assert screen(synced)["comparison"] == "1 row equal; 3 hours ago"
     query(destination, "UPDATE employees SET city = NULL")

