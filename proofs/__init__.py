@@ -7,6 +7,8 @@
     statement  the product's own statements on the explored snapshots, answered by PostgreSQL
     gate       the gate: two consumers, and the statements that apply a batch
     gate_story ways to apply changes that look right, each with the interleaving that breaks it
+    record     the polls of a real producer, written down
+    replay     the same, replayed through the model of reading
     asleep     falling asleep: asleep.pml, a model that spin goes through
 
 `make prove` runs all of it.

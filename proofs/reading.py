@@ -65,6 +65,16 @@ class Page(NamedTuple):
     position: Position
 
 
+class Poll(NamedTuple):
+    """What a poll meets."""
+
+    rows: list[tuple[int, int]]  # cdc_id and txid of those that its snapshot shows, in the order of cdc_id
+    position: Position
+    now: Snapshot
+    drawn: int = 0  # the newest cdc_id that anybody has drawn
+    late_only: bool = False  # there are more late rows than a page
+
+
 class State(NamedTuple):
     transactions: tuple[str, ...]  # by txid, from 1
     xmax: int
@@ -78,8 +88,9 @@ class State(NamedTuple):
         running = (txid for txid, status in enumerate(self.transactions, 1) if status == OPEN and txid < self.xmax)
         return Snapshot(self.xmax, tuple(running))
 
-    def visible(self) -> list[tuple[int, Row]]:
-        return [(i, row) for i, row in enumerate(self.log, 1) if self.transactions[row.txid - 1] == COMMITTED]
+    def poll(self) -> Poll:
+        rows = [(i, row.txid) for i, row in enumerate(self.log, 1) if self.transactions[row.txid - 1] == COMMITTED]
+        return Poll(rows, self.position, self.now(), len(self.log), self.too_many_late)
 
 
 NOTHING = Position(0, Snapshot(1, ()))
@@ -129,23 +140,24 @@ class Protocol:
             or (self.begun_later and txid >= position.snapshot.xmax)
         )
 
-    def read(self, state: State, size: int) -> Page | None:
+    def read(self, poll: Poll, size: int) -> Page | None:
         """Return what read_page() returns, or late_pages(); None if there are more late rows than a page."""
-        now, last_offset = state.now(), state.position.last_offset
-        rows = [(i, row.txid) for i, row in state.visible() if not self.fence or row.txid < now.xmin]
-        late = [i for i, txid in rows if self.is_late(i, txid, state.position)]
-        beyond = [i for i, _ in rows if i > last_offset][:size]
-        if state.too_many_late:
+        last_offset, now = poll.position.last_offset, poll.now
+        rows = [(i, txid) for i, txid in poll.rows if not self.fence or txid < now.xmin]
+        late = [(i, txid) for i, txid in rows if self.is_late(i, txid, poll.position)]
+        beyond = [(i, txid) for i, txid in rows if i > last_offset][:size]
+        if poll.late_only:
             beyond = []
         elif not self.late_pages:
             late, beyond = late[:size], beyond[: size - len(late[:size])]
         elif len(late) > size:
             return None
-        ids = late + beyond if self.late_first else beyond + late
+        found = late + beyond if self.late_first else beyond + late
         if not self.by_cdc_id:
-            ids.sort(key=lambda i: (state.log[i - 1].txid, i))
-        newest = len(state.log) if ids and self.skips == "always" else max(last_offset, *ids, 0)
-        return Page(tuple(ids), Position(newest, now))
+            found.sort(key=lambda row: (row[1], row[0]))
+        ids = tuple(i for i, _ in found)
+        newest = poll.drawn if ids and self.skips == "always" else max(last_offset, *ids, 0)
+        return Page(ids, Position(newest, now))
 
 
 OURS = Protocol()
@@ -215,7 +227,7 @@ def producer_steps(state: State, protocol: Protocol, bounds: Bounds) -> Iterator
         for part in parts(state, state.page):
             yield Step(("crash", part), crashed(mark_published(state, part)))
         return
-    page = protocol.read(state, bounds.page)
+    page = protocol.read(state.poll(), bounds.page)
     if page is None:
         yield Step(("too many", state.now()), state._replace(too_many_late=True))
     else:

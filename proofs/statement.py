@@ -67,9 +67,9 @@ def compare(source: Connection, states: Iterable[State], bounds: Bounds) -> tupl
         answers = cursor.fetchall()
     different = []
     for ((txids, position, now), state), (poll, late) in zip(polls.items(), answers, strict=True):
-        expected = OURS.read(state._replace(too_many_late=False), bounds.page)
+        expected = OURS.read(state.poll()._replace(late_only=False), bounds.page)
         page = to_page(tuple(poll or ()), position.last_offset, bounds.page)
-        all_late = OURS.read(state._replace(too_many_late=True), bounds.page)
+        all_late = OURS.read(state.poll()._replace(late_only=True), bounds.page)
         if page != (expected and expected.ids) or tuple(late or ()) != (all_late and all_late.ids):
             different.append(f"log of {txids}, position {position}, now {now}: PostgreSQL finds {poll}, late {late}")
     return len(polls), different
