@@ -10,9 +10,11 @@ A recording is never edited. Two runs differ in numbers and times only.
 from __future__ import annotations
 
 import argparse
+import random
 import tempfile
+import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 
 from cdc import cli
@@ -20,17 +22,20 @@ from harness import ROOT
 from harness.database import query
 from harness.pipeline import Pipeline
 from harness.svg import to_svg
-from harness.terminal import Key, Recording, record
+from harness.terminal import INTERRUPT, Key, Recording, record
+
+import psycopg2
 
 FOLDER = ROOT / "docs" / "recordings"
 NAME = "cdc_recording"  # of the databases, the topic and the group
-COLUMNS, ROWS = 80, 26
+COLUMNS, WIDE, ROWS = 80, 120, 26
 LARGEST = 150_000  # bytes
 EMPLOYEES = """
 INSERT INTO employees (first_name, last_name, dob, city, salary) VALUES
     ('Lise', 'Meitner', '1878-11-07', 'Wien', 1300), ('Alan', 'Turing', '1912-06-23', 'London', 1100),
     ('Emmy', 'Noether', '1882-03-23', 'Bern', 1400)
 """
+WRITE = "UPDATE employees SET salary = salary + 1 WHERE emp_id <= %(count)s"
 
 
 @contextmanager
@@ -50,6 +55,26 @@ def running_pipeline() -> Iterator[Pipeline]:
             pipeline.drop()
 
 
+@contextmanager
+def traffic(pipeline: Pipeline) -> Iterator[None]:
+    """Change employees, now more and now fewer of them."""
+    done = threading.Event()
+
+    def write() -> None:
+        with closing(psycopg2.connect(pipeline.source_url)) as source:
+            source.autocommit = True
+            while not done.wait(random.uniform(0, 0.1)):
+                query(source, WRITE, {"count": random.randint(1, 3)})
+
+    writer = threading.Thread(target=write)
+    writer.start()
+    try:
+        yield
+    finally:
+        done.set()
+        writer.join()
+
+
 def record_test() -> Recording:
     with running_pipeline() as pipeline:
         assert pipeline.run("test_cdc.py").returncode == 0  # the first change through a new topic is slow
@@ -58,8 +83,15 @@ def record_test() -> Recording:
 
 def record_status() -> Recording:
     with running_pipeline() as pipeline:
-        assert pipeline.run("verify.py").returncode == 0
-        return record("admin.py", "status", columns=COLUMNS, rows=ROWS, environment=pipeline.environment)
+        assert pipeline.run("verify.py").returncode == 0  # so that status can tell of a comparison
+        with traffic(pipeline):
+            return record(
+                *("admin.py", "status", "--watch"),
+                columns=WIDE,
+                rows=ROWS,
+                keys=[Key("partition", INTERRUPT, 9)],
+                environment=pipeline.environment,
+            )
 
 
 def record_lose() -> Recording:
@@ -67,10 +99,10 @@ def record_lose() -> Recording:
     return record("-m", "lose", "--seconds", "16", columns=COLUMNS, rows=ROWS, keys=keys)
 
 
-RECORDINGS: dict[str, tuple[str, Callable[[], Recording]]] = {
-    "test_cdc": ("python test_cdc.py", record_test),
-    "status": ("python admin.py status", record_status),
-    "lose": ("make lose", record_lose),
+RECORDINGS: dict[str, tuple[str, int, Callable[[], Recording]]] = {
+    "test_cdc": ("python test_cdc.py", COLUMNS, record_test),
+    "status": ("python admin.py status --watch", WIDE, record_status),
+    "lose": ("make lose", COLUMNS, record_lose),
 }
 
 
@@ -82,9 +114,9 @@ def main() -> None:
         parser.error(f"give some of {', '.join(RECORDINGS)}")
     FOLDER.mkdir(exist_ok=True)
     for name in names:
-        title, make = RECORDINGS[name]
+        title, columns, make = RECORDINGS[name]
         recording = make()
-        picture = to_svg(recording, title, COLUMNS, ROWS)
+        picture = to_svg(recording, title, columns, ROWS)
         if recording.code != 0 or len(picture.encode()) > LARGEST:
             cli.fail(f"{title} ended with {recording.code}, {len(picture.encode()):,} bytes:\n{recording.text()}")
         (FOLDER / f"{name}.svg").write_text(picture, encoding="utf-8")

@@ -6,7 +6,7 @@ import re
 import xml.etree.ElementTree as ET
 
 from harness import ROOT
-from harness.recordings import FOLDER, LARGEST, RECORDINGS
+from harness.recordings import FOLDER, LARGEST, RECORDINGS, ROWS
 from harness.svg import to_svg
 from harness.terminal import INTERRUPT, Key, Recording, Screen, record
 
@@ -35,11 +35,15 @@ except KeyboardInterrupt:
 """
 
 
-def at_rest(picture: str) -> str:
-    """The text that stands there where nothing moves."""
+def texts_at_rest(picture: str) -> list[ET.Element]:
+    """What stands there where nothing moves."""
     hidden = set(re.findall(r"\.(g\d+)\{visibility:hidden", picture))
     groups = [group for group in ET.fromstring(picture).iter(f"{SVG}g") if group.get("class") not in hidden]
-    return " ".join(text.text or "" for group in groups for text in group.iter(f"{SVG}text"))
+    return [text for group in groups for text in group.iter(f"{SVG}text")]
+
+
+def at_rest(picture: str) -> str:
+    return " ".join(text.text or "" for text in texts_at_rest(picture))
 
 
 def at(picture: str, moment: float) -> list[str]:
@@ -105,3 +109,24 @@ def test_readme_shows_each_recording_and_none_is_large(name: str) -> None:
     assert len(picture.encode()) < LARGEST
     assert RECORDINGS[name][0] in (ET.fromstring(picture).findtext(f"{SVG}title") or "")
     assert at_rest(picture)
+
+
+def words(picture: str, first_column: bool = False) -> set[str]:
+    """The words that stand there where nothing moves; those of the first column alone are the names of its rows."""
+    texts = texts_at_rest(picture)
+    if first_column:
+        head = next(text for text in texts if text.text == "stage")
+        texts = [text for text in texts if text.get("x") == head.get("x") and below(text, head)]
+    return {word for text in texts for word in re.findall(r"[A-Za-z_]{3,}", text.text or "")}
+
+
+def below(text: ET.Element, head: ET.Element) -> bool:
+    return int(text.get("y") or 0) > int(head.get("y") or 0)
+
+
+@pytest.mark.long
+def test_readme_shows_what_the_scripts_look_like_today(stack: None) -> None:
+    for name in "test_cdc", "status":  # one after the other: their databases have the same name
+        title, columns, make = RECORDINGS[name]
+        today, shown = to_svg(make(), title, columns, ROWS), (FOLDER / f"{name}.svg").read_text(encoding="utf-8")
+        assert words(today, name == "status") == words(shown, name == "status"), "run make recordings"
