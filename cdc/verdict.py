@@ -33,15 +33,15 @@ REPAIR = "run python verify.py --repair"
 
 
 def judge_pending(found: Trace, change: Logged | Sent) -> tuple[str, str]:
-    """Follow the change along its way as far as it has come."""
+    """Follow the change along its way as far as it has come. The position may be saved a little after the message."""
     name = f"{change.action}, log offset {change.log_offset},"
-    if isinstance(change, Logged) and not change.published:
-        who = f"active producer: {found.producer}" if found.producer else "start python producer.py"
-        return UNPUBLISHED, f"hangs before the topic: {name} is not published; {who}"
     for letter in found.letters:
         if letter.log_offset == change.log_offset:
             return DEAD_LETTER, f"hangs as a dead letter: {name} {letter.error}; python admin.py dead-letters"
     sent = [message for message in found.messages if message.log_offset == change.log_offset]
+    if not sent and isinstance(change, Logged) and not change.published:
+        who = f"active producer: {found.producer}" if found.producer else "start python producer.py"
+        return UNPUBLISHED, f"hangs before the topic: {name} is not published; {who}"
     if not sent:
         return NOT_FOUND, f"hangs: {name} is published and not applied; {why_not_found(found)}"
     place = f"partition {sent[-1].partition}, offset {sent[-1].offset}"

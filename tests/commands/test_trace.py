@@ -156,6 +156,11 @@ def test_a_search_that_ends_before_the_message_says_what_was_not_searched(stoppe
     assert [part["partition"] for part in found["searched"]] == [found["partition"]]
     assert [part["log_offset"] for part in found["messages"]] == [log_offset]
 
+    query(stopped.source(), "UPDATE cdc_position SET last_offset = last_offset - 1")
+    found = trace(stopped, UNFOUND)
+    assert (found["log"][0]["published"], found["state"]) == (False, "not read"), "sent, and the position not saved yet"
+    query(stopped.source(), "UPDATE cdc_position SET last_offset = last_offset + 1")
+
     remove_messages(stopped.topic)
     found = trace(stopped, UNFOUND)
     assert found["state"] == "not found"
