@@ -16,7 +16,7 @@ from cdc.intake import Batch, Intake
 from cdc.kafka import advise
 from cdc.message import Record, describe, read
 from cdc.outage import Outage
-from cdc.postgres import connect, explain, run_settings, wait_for_database
+from cdc.postgres import connect, explain, is_closed, run_settings, wait_for_database
 from cdc.progress import Line
 from cdc.schema import check_version
 
@@ -125,18 +125,20 @@ class Destination:
         """
         paused = False
         while True:
+            closed = False
             try:
                 result = work()
                 break
             except psycopg2.Error as error:
                 self.close()
+                closed = is_closed(error)
                 reason = explain("destination", config.DESTINATION_DATABASE_URL, error)
             except KafkaException as error:
                 topic, refusal = config.DEAD_LETTER_TOPIC, error.args[0]
                 advice = advise(refusal, f"WRITE on topic {topic}") or "; if it is missing, run python admin.py"
                 reason = f"topic {topic}: {refusal.str()}{advice}"
             paused = True
-            self.outage.wait(reason, lambda seconds: poll_paused(intake, seconds))
+            self.outage.wait(reason, lambda seconds: poll_paused(intake, seconds), closed=closed)
             cli.raise_if_requested(self.outage.stop)
         if paused:
             intake.consumer.resume(intake.consumer.assignment())

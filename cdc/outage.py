@@ -38,11 +38,18 @@ class Outage:
     delay: float = 0.1
     announced: str = ""
 
-    def wait(self, text: str, sleep: Callable[[float], None] | None = None, quiet: bool = False) -> None:
+    def wait(
+        self, text: str, sleep: Callable[[float], None] | None = None, quiet: bool = False, closed: bool = False
+    ) -> None:
         """Wait before the next try. Exits after give_up_after seconds.
 
         sleep(seconds) may do something useful meanwhile. quiet: another outage, already reported, is the reason.
+        closed: only our session has ended, so the first next try comes at once, and without a word.
         """
+        if closed and not self.since:
+            log.debug("%s; trying again", text)
+            self.since = time.monotonic()
+            return
         self.since = self.since or time.monotonic()
         if not quiet:
             self.warn(text)
@@ -61,7 +68,7 @@ class Outage:
 
     def announce(self, text: str) -> None:
         """Log how a session begins. During an outage it may fail soon, and begin likewise again and again."""
-        if text != self.announced or not self.since:
+        if not self.since or not self.announced or (self.warning and text != self.announced):
             log.info("%s", text)
         self.announced = text
 

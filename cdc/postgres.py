@@ -45,6 +45,7 @@ WRONG_LOGIN = (
     "certificate",  # unknown CA, another host's name, a file that cannot be read
     "private key file",
 )
+SESSION_ENDED = ("57P01", "57P05")  # by an administrator, by idle_session_timeout
 SET_UP_MISSING = ("42P01", "42703", "42883")  # undefined table, column, function
 INSUFFICIENT_PRIVILEGE, HIDDEN_ROWS = "42501", "row-level security"
 
@@ -142,7 +143,7 @@ def wait_for_database(outage: Outage, name: str, url: str, error: psycopg2.Error
     """Wait before the next try. Exits if the server refused the login at the first one: that is a wrong setting."""
     if is_wrong_login(error) and not outage.reached:
         cli.fail(explain(name, url, error), cli.WRONG_USE)
-    outage.wait(explain(name, url, error))
+    outage.wait(explain(name, url, error), closed=is_closed(error))
 
 
 def address(url: str) -> str:
@@ -176,6 +177,12 @@ def explain(name: str, url: str, error: psycopg2.Error) -> str:
     elif is_wrong_login(error) or (error.pgcode is None and "could not translate host name" in str(error)):
         advice = f"; check {name.upper()}_DATABASE_URL"
     return f"{name} at {address(url)}: {first_line(error)}{advice}"
+
+
+def is_closed(error: psycopg2.Error) -> bool:
+    """Whether a session has ended that had begun: an administrator, a time limit or something between did that."""
+    text = str(error)
+    return error.pgcode in SESSION_ENDED or (error.pgcode is None and "closed" in text and "failed: " not in text)
 
 
 def is_wrong_login(error: psycopg2.Error) -> bool:
