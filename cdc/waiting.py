@@ -131,6 +131,9 @@ def explain(connection: Connection) -> tuple[str, bool]:
     """Return what a statement waits for, and whether it waits at all: the server may work at it."""
     try:
         rows = ask(connection, EXPLAIN)
+    except psycopg2.OperationalError as error:  # no session to be had, so the server answers
+        reason = " ".join(str(error).rpartition("FATAL:")[2].split())
+        return f"a statement has no answer, and no second session may ask why ({reason})", True
     except psycopg2.Error:
         rows = None
     if rows is None:
