@@ -1,7 +1,8 @@
 """What tests can only sample, gone through completely: every interleaving, on models that are tied to the code.
 
     explore    go through every state that a model can reach
-    reading    the reading protocol: writers, polls, pages, saves, crashes
+    protocol   how a poll reads the log: ours, and what can be left out of it
+    reading    the reading protocol as a model: writers, polls, pages, saves, crashes
     wrong      protocols that look right, each with the interleaving that breaks it
     story      such an interleaving on a time line, a column for each side
     statement  the product's own statements on the explored snapshots, answered by PostgreSQL

@@ -20,6 +20,7 @@ import config
 from cdc import cli
 from proofs import asleep, gate, gate_story, reading, statement
 from proofs.explore import explore
+from proofs.protocol import OURS, State
 from proofs.story import tell
 from proofs.wrong import WRONG
 
@@ -54,7 +55,7 @@ def prove_reading(deep: bool) -> bool:
     right = True
     for bounds in (*reading.QUICK, *reading.LONGER, *(reading.DEEP if deep else ())):
         progress = Progress()
-        found = explore(reading.START, partial(reading.steps, protocol=reading.OURS, bounds=bounds), progress)
+        found = explore(reading.START, partial(reading.steps, protocol=OURS, bounds=bounds), progress)
         progress.result(bounds, len(found.states), found.steps, found.wrong)
         for step in found.way:
             print(f"    {step.event}")
@@ -62,7 +63,7 @@ def prove_reading(deep: bool) -> bool:
     return right
 
 
-def ask_postgres(states: Collection[reading.State], bounds: reading.Bounds) -> bool:
+def ask_postgres(states: Collection[State], bounds: reading.Bounds) -> bool:
     """Whether the product's statements find on a server, at each poll of the model, what the model finds."""
     try:
         source = psycopg2.connect(config.SOURCE_DATABASE_URL, connect_timeout=5)

@@ -11,7 +11,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
-from proofs.reading import NOTHING, OURS, Poll, Position, Snapshot
+from proofs.protocol import NOTHING, OURS, Poll, Position, Snapshot
 
 LOG = "SELECT cdc_id, txid::text::bigint, emp_id FROM emp_cdc"
 

@@ -10,7 +10,8 @@ from collections.abc import Iterable
 
 from cdc import emp_cdc
 from config import SCHEMA
-from proofs.reading import OURS, Bounds, State
+from proofs.protocol import OURS, State
+from proofs.reading import Bounds
 
 from psycopg2.extensions import connection as Connection
 

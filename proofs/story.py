@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from itertools import zip_longest
 
 from proofs.explore import Step
-from proofs.reading import Page, Position, Snapshot, State
+from proofs.protocol import Page, Position, Snapshot, State
 from proofs.wrong import Wrong
 
 FIRST_TXID = 741

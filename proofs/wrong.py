@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from proofs.explore import Explored, explore
-from proofs.reading import START, Bounds, Protocol, State, steps
+from proofs.protocol import Protocol, State
+from proofs.reading import START, Bounds, steps
 
 # Two sessions. Nothing is forgotten, so the numbers of the story are those of the run.
 SMALL = Bounds(transactions=2, ids=2, log=3, page=1, forget=False)

@@ -11,7 +11,8 @@ import config
 from harness import ROOT
 from proofs import reading, statement
 from proofs.explore import Explored, explore
-from proofs.reading import QUICK, Bounds, State
+from proofs.protocol import OURS, State
+from proofs.reading import QUICK, Bounds
 from proofs.story import tell
 from proofs.wrong import SMALL, WRONG, Wrong
 
@@ -24,7 +25,7 @@ FEW = Bounds(transactions=2)  # states
 
 @cache
 def explored(bounds: Bounds) -> Explored[State]:
-    return explore(reading.START, partial(reading.steps, protocol=reading.OURS, bounds=bounds))
+    return explore(reading.START, partial(reading.steps, protocol=OURS, bounds=bounds))
 
 
 @pytest.fixture(scope="module")
@@ -55,7 +56,7 @@ def drain(state: State) -> State:
     for _ in range(20):
         if state.page is not None and not state.page.ids:
             return state
-        state = next(reading.producer_steps(state, reading.OURS, FEW)).state
+        state = next(reading.producer_steps(state, OURS, FEW)).state
     raise AssertionError(f"it never finds nothing: {state}")
 
 
