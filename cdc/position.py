@@ -122,8 +122,13 @@ class Saver:
             self.save()
 
     def advance(self, position: Position, published: bool = True) -> None:
-        """Go on to a position. Where nothing was published on the way, it need not be saved."""
-        self.position, self.unsaved = position, self.unsaved or published
+        """Go on to a position. Where nothing was published on the way, only a new offset is saved.
+
+        Such an offset skips an open transaction. The save has a later txid. Only with one that has ended can the next
+        snapshots tell the open transaction from those to come, so that a poll does not wade through it by its txid.
+        """
+        self.unsaved = self.unsaved or published or position.last_offset > self.position.last_offset
+        self.position = position
 
     def restart_at(self, position: Position) -> None:
         """Go on from a position that has been saved by other means."""

@@ -30,7 +30,7 @@ def test_its_rows_are_skipped_at_rest_and_published_once_in_their_order(
         begin_bulk(a, 2_000)
         reader = read()
         assert not reader.poll(500)
-        skipped = reader.position.last_offset
+        ((skipped,),) = query(b, "SELECT last_offset FROM cdc_position")
         query(b, INSERT)
         assert reader.poll(500)
         query(a, "UPDATE employees SET city = 'late' WHERE emp_id = 1; COMMIT")
@@ -61,9 +61,10 @@ def test_an_empty_poll_does_not_wade_through_its_rows(
             took.append(time.perf_counter() - began)
         return min(took)
 
+    with monkeypatch.context() as without:
+        without.setattr(emp_cdc, "MANY_DRAWN", 2 * ROWS)
+        wading = seconds()
     skipping = seconds()
-    monkeypatch.setattr(emp_cdc, "MANY_DRAWN", 2 * ROWS)
-    wading = seconds()
     print(f"an empty poll beside {ROWS:,} open rows: {wading * 1000:.1f} ms, if it skips them {skipping * 1000:.2f} ms")
     assert skipping < wading / 5
 
