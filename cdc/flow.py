@@ -12,7 +12,7 @@ from typing import Any
 
 import config
 from cdc import alarms, cli
-from cdc.lateness import Sample, add_delays, log_times, oldest_change
+from cdc.lateness import Sample, add_delays, commit_times, log_times, oldest_change
 from cdc.postgres import address, connect, explain
 from cdc.stages import Counter, destination_figures, kafka_figures, source_figures
 
@@ -22,7 +22,7 @@ from confluent_kafka.admin import AdminClient
 from psycopg2.extensions import connection as Connection
 
 CONNECT_WAIT, STAGE_WAIT = 3.0, 4.5  # seconds for a database to let us in, and for a stage to answer
-TIMES_WAIT = 1.0  # seconds for the source to say when changes were made
+TIMES_WAIT = 1.0  # seconds for a database to say when changes were made, or came
 RECHECK_EVERY, STILL_FOR = 0.5, 2.5  # seconds: what looks stuck and has not moved for STILL_FOR is
 ALL_WAIT, LAST_LOOK = 7.0, 2.0  # seconds for all looks together, and the least that is left for the last one
 
@@ -118,7 +118,8 @@ class Flow:
             found["kafka"], sample = answer
         status: dict[str, Any] = found
         if "error" not in status["kafka"]:
-            add_delays(status, sample, self.log_times(sample))
+            made = self.ask_times(self.source, log_times, sample)
+            add_delays(status, sample, made, self.ask_times(self.destination, commit_times, sample))
         status["oldest_change_seconds"] = oldest_change(status)
         status["suspects"] = self.find_stuck(status)
         status["not_in_sync_because"] = alarms.out_of_sync(status)
@@ -171,12 +172,12 @@ class Flow:
             return f"Kafka at {config.KAFKA['bootstrap.servers']}"
         return f"{database.name} at {address(database.url)}"
 
-    def log_times(self, sample: Sample) -> dict[int, tuple[float, float]]:
-        """Return when the changes of a sample were made, as far as the source says it in time."""
-        source = self.source.connection
-        if source is None or self.calls["source"].is_alive():
+    def ask_times(self, database: Database, question: Callable[[Connection, Sample], Any], sample: Sample) -> Any:
+        """Return what a database says about the changes of a sample, as far as it says it in time."""
+        connection = database.connection
+        if connection is None or self.calls[database.name].is_alive():
             return {}
-        call = self.calls["source"] = Call(lambda: log_times(source, sample))
+        call = self.calls[database.name] = Call(lambda: question(connection, sample))
         wait_for([call], time.monotonic() + TIMES_WAIT)
         return call.result or {}
 

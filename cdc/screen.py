@@ -74,13 +74,13 @@ def headline(status: dict[str, Any]) -> Text:
 
 def delay_lines(status: dict[str, Any]) -> Iterator[Text]:
     """Yield how late changes are, as far as it is known."""
-    oldest, took = status["oldest_change_seconds"], status.get("to_kafka")
-    if oldest:
+    if oldest := status["oldest_change_seconds"]:
         yield Text(f"the oldest change that has not arrived was made {age(oldest)} ago")
-    if took:
-        median, slowest = took["median_ms"], took["slowest_ms"]
-        last = "the last change" if took["changes"] == 1 else f"the last {count(took['changes'], 'change')}"
-        yield Text(f"from table to Kafka: {last} took {median:,} ms in the median, {slowest:,} ms at most")
+    for way, name in ("from table to table", "to_destination"), ("from table to Kafka", "to_kafka"):
+        if took := status.get(name):
+            median, slowest = took["median_ms"], took["slowest_ms"]
+            last = "the last change" if took["changes"] == 1 else f"the last {count(took['changes'], 'change')}"
+            yield Text(f"{way}: {last} took {median:,} ms in the median, {slowest:,} ms at most")
 
 
 def alarm_lines(status: dict[str, Any]) -> Iterator[Text]:

@@ -52,6 +52,21 @@ def own_servers(offset: int, logs: Path, cluster: bool = False, advertised: int 
 
 
 @contextmanager
+def own_database(name: str, offset: int, **settings: str) -> Iterator[Server]:
+    """Start a source or a destination of the test's own with these settings, beside the default other servers."""
+    server = next(server for server in servers.servers(offset) if server.name == name)
+    server = replace(server, settings={**server.settings, **settings})
+    with ours_alone(state := Path(server.state)), pytest.MonkeyPatch.context() as patch:
+        purge(state)
+        try:
+            servers.up([server])
+            patch.setattr(config, f"{name.upper()}_DATABASE_URL", url(server.port))
+            yield server
+        finally:
+            purge(state)
+
+
+@contextmanager
 def ours_alone(state: Path) -> Iterator[None]:
     """Keep other runs from these servers. What a run that was killed has left there is nobody's."""
     state.parent.mkdir(parents=True, exist_ok=True)

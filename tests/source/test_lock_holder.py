@@ -6,17 +6,13 @@ import json
 import re
 from collections.abc import Iterator
 from contextlib import closing
-from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
-import config
 from harness.database import WAITING, administer, query
-from harness.own_servers import ours_alone, purge, url
+from harness.own_servers import own_database
 from harness.pipeline import Pipeline
 from harness.showing import screen, status_of
 from harness.waiting import wait_until
-from stack import servers
 
 import psycopg2
 import pytest
@@ -53,18 +49,10 @@ def source_status(pipeline: Pipeline) -> dict[str, Any]:
 
 
 @pytest.fixture
-def server_with_prepared_transactions(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """A source of the test's own: PostgreSQL allows no prepared transaction unless its settings do."""
-    server = next(server for server in servers.servers(OFFSET) if server.name == "source")
-    server = replace(server, settings={**server.settings, "max_prepared_transactions": "1"})
-    monkeypatch.setattr(config, "SOURCE_DATABASE_URL", url(server.port))
-    with ours_alone(state := Path(server.state)):
-        purge(state)
-        try:
-            servers.up([server])
-            yield
-        finally:
-            purge(state)
+def server_with_prepared_transactions() -> Iterator[None]:
+    """PostgreSQL allows no prepared transaction unless its settings do."""
+    with own_database("source", OFFSET, max_prepared_transactions="1"):
+        yield
 
 
 def test_a_standby_names_the_stranger_that_holds_the_lock_and_the_next_one_and_takes_over(
