@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import sys
+import time
 from collections.abc import Iterator
 from dataclasses import asdict
 
@@ -19,18 +21,21 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+SLOW = 2.0  # seconds after which what is wrong is not kept for the end: the next server may be as slow
 STATEMENT_WAIT = 3.0  # seconds for a statement that waits, as for a lock
 
 
 def run(admin: AdminClient, brokers: Brokers, as_json: bool) -> int:
     """Print what was found; returns the exit code."""
     waiter.limit = STATEMENT_WAIT
-    findings = []
+    findings, started = [], time.monotonic()
     console = Console(highlight=False, markup=False, emoji=False)
     for finding in find(admin, brokers):
         findings.append(finding)
         if not as_json:
             show(finding, console)
+        elif finding.state == WRONG and time.monotonic() - started > SLOW:
+            print(escape(f"{finding.what}: {finding.text}"), file=sys.stderr)
     wrong = sum(finding.state == WRONG for finding in findings)
     if as_json:
         print(json.dumps({"right": not wrong, "findings": [asdict(finding) for finding in findings]}, indent=2))

@@ -7,6 +7,7 @@ found twice, and never nowhere.
 from __future__ import annotations
 
 import json
+import sys
 import time
 from collections.abc import Callable
 from contextlib import closing
@@ -21,6 +22,7 @@ from cdc.kafka import Brokers
 from cdc.message import read
 from cdc.postgres import connect, explain
 from cdc.search import partition_of, search
+from cdc.text import escape
 from cdc.topic import (
     committed_offsets,
     group_members,
@@ -40,6 +42,7 @@ from confluent_kafka.admin import AdminClient
 
 LAST = 5  # changes, messages and dead letters that are shown
 STATEMENT_WAIT = 3.0  # seconds for a statement that waits, as for a lock
+SLOW = 2.0  # seconds after which an error is not kept for the end: the next server may be as slow
 LOOK_AGAIN = 0.3  # seconds before rows that differ are looked at again
 
 # One statement, so one snapshot: the position, the row, and the last changes, at least one line.
@@ -161,6 +164,7 @@ def look(admin: AdminClient, emp_id: int) -> Trace:
         ("kafka", lambda: look_elsewhere(found, admin)),
     ]
     for side, step in steps:
+        started = time.monotonic()
         try:
             step()
         except psycopg2.Error as error:
@@ -170,6 +174,8 @@ def look(admin: AdminClient, emp_id: int) -> Trace:
             found.errors[side] = f"Kafka at {config.KAFKA['bootstrap.servers']}: {error.args[0].str()}"
         except LookupError as error:
             found.errors[side] = str(error)
+        if side in found.errors and time.monotonic() - started > SLOW:
+            print(f"{escape(found.errors[side])}; looking at the other sides", file=sys.stderr)
     return found
 
 

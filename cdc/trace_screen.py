@@ -129,7 +129,7 @@ def block(change: Cells) -> Group:
 
 def notes(found: Trace) -> list[str]:
     """How much was searched, and what the gate has."""
-    lines = [f"{side}: {error}" if side == "kafka" else error for side, error in found.errors.items()]
+    lines = list(found.errors.values())
     if "kafka" not in found.errors:
         lines += [in_words("topic", part) for part in found.searched]
         lines += [in_words("dead letters", part) for part in found.letters_searched if part.end_offset]

@@ -273,3 +273,12 @@ def test_the_rights_of_the_role_are_judged_by_what_the_script_of_its_side_needs(
         [("ok", f"role {role} has the rights of producer.py")],
         [("ok", f"role {role} has the rights of consumer.py")],
     ]
+
+
+def test_a_server_that_is_slow_to_refuse_is_named_before_the_json_is_whole(databases: Pipeline) -> None:
+    slow = databases.sabotaged(
+        "import admin", "from cdc import check, check_servers", "check.SLOW = 0; check_servers.ANSWER_WAIT = 1"
+    )
+    result = databases.run(slow, "check", "--json", KAFKA_BOOTSTRAP_SERVERS="localhost:1")
+    assert result.stderr.startswith("Kafka: Kafka at localhost:1 does not answer: ")
+    assert json.loads(result.stdout)["right"] is False
