@@ -39,6 +39,8 @@ from tests.chaos.run import MARKERS, Run, autocommit, console, end_scripts, say,
 from tests.chaos.verdict import WITNESS, check, report
 from tests.chaos.writers import WRITERS, write
 
+OF_HISTORY = ["back in time", "commits lost"]  # faults after which the log does not hold what was read from it
+
 
 @contextmanager
 def small_disk(folder: Path) -> Iterator[Path | None]:
@@ -79,7 +81,7 @@ def prepare(run: Run) -> None:
     time_until_in_sync(run)
 
 
-def chaos(seconds: float, seed: int, kinds: list[str], limit: float, offset: int) -> bool:
+def chaos(seconds: float, seed: int, kinds: list[str], limit: float, offset: int, record: bool) -> bool:
     """Whether all is as it must be, after so many seconds with faults of these kinds."""
     say(f"seed {seed}, {seconds:.0f} s")
     logs = Path(tempfile.mkdtemp(prefix="chaos-"))
@@ -90,14 +92,16 @@ def chaos(seconds: float, seed: int, kinds: list[str], limit: float, offset: int
         targets = {"source": ports["source"], "destination": ports["destination"], "kafka": ports["kafka"] + 1}
         proxies = {name: stack.enter_context(closing(Proxy(port))) for name, port in targets.items()}
         own = stack.enter_context(own_servers(offset, logs, advertised=proxies["kafka"].port))
-        run = Run(Random(seed), own, Pipeline("cdc_chaos", logs), proxies, disk, limit)
+        run = Run(
+            Random(seed), own, Pipeline("cdc_chaos", logs), proxies, disk, limit, logs / "polls" if record else None
+        )
         writers = [threading.Thread(target=write, args=(run, Random(f"{seed} {n}"))) for n in range(WRITERS)]
         try:
             prepare(run)
             for writer in writers:
                 writer.start()
             if not disk:
-                kinds.remove("destination's disk full")
+                kinds = [kind for kind in kinds if kind != "destination's disk full"]
             break_it(run, time.monotonic() + seconds, kinds)
         finally:
             run.over.set()
@@ -135,13 +139,17 @@ def main() -> None:
     parser.add_argument(
         "--port-offset", type=int, default=2000, metavar="N", help="of the servers' ports; default 2000"
     )
+    parser.add_argument(
+        "--replay", action="store_true", help="replay the polls through the model in proofs/; no fault of history then"
+    )
     asked = parser.parse_args()
-    kinds = [kind for kind in FAULTS if named(kind, asked.only or [""]) and not named(kind, asked.without)]
+    without = asked.without + (OF_HISTORY if asked.replay else [])
+    kinds = [kind for kind in FAULTS if named(kind, asked.only or [""]) and not named(kind, without)]
     if not kinds:
         parser.error(f"no such fault; there are: {', '.join(FAULTS)}")
     signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))  # through every `finally`
     try:
-        sys.exit(0 if chaos(asked.seconds, asked.seed, kinds, asked.limit, asked.port_offset) else 1)
+        sys.exit(0 if chaos(asked.seconds, asked.seed, kinds, asked.limit, asked.port_offset, asked.replay) else 1)
     except (Trouble, OSError) as error:
         print(error, file=sys.stderr)
         sys.exit(1)

@@ -47,6 +47,7 @@ class Run:
     proxies: dict[str, Proxy]  # source, destination, kafka
     small_disk: Path | None  # where the destination's tables are, if that could be made
     limit: float  # seconds until in sync after a fault
+    polls: Path | None = None  # where the producers write down their polls, if they do
     running: dict[str, Running] = field(default_factory=dict)  # by role: producer, consumer, second
     problems: list[str] = field(default_factory=list)
     took: dict[str, list[float]] = field(default_factory=dict)  # by kind of fault
@@ -74,8 +75,16 @@ def start(run: Run, role: str, proxied: bool = False, instance: str = "") -> Non
         for name, url in (("source", run.pipeline.source_url), ("destination", run.pipeline.destination_url)):
             through = url.replace(f":{run.servers[name].port}/", f":{ports[name]}/")
             environment[f"{name.upper()}_DATABASE_URL"] = through
-    name = "producer.py" if role in ("producer", "standby") else "consumer.py"
+    name = producer_script(run) if role in ("producer", "standby") else "consumer.py"
     run.running[role] = Running(name, environment, proxied, run.pipeline.start(name, **environment))
+
+
+def producer_script(run: Run) -> str:
+    if not run.polls:
+        return "producer.py"
+    return run.pipeline.sabotaged(
+        "import producer", "from proofs.record import record", f"record(producer, {str(run.polls)!r})"
+    )
 
 
 def start_again(run: Run, role: str) -> None:

@@ -7,10 +7,13 @@ import json
 from collections import Counter
 from contextlib import closing
 from dataclasses import dataclass
+from pathlib import Path
 
 from harness.database import query
 from harness.waiting import wait_until
-from tests.chaos.run import PATIENCE, Run, autocommit, console, stop, watch
+from proofs.replay import LOG as LOG_ROWS
+from proofs.replay import Broken, Logged, replay
+from tests.chaos.run import PATIENCE, Run, autocommit, console, say, stop, watch
 
 from rich.table import Table
 
@@ -89,6 +92,8 @@ def check(run: Run) -> Verdict:
     if not run.pipeline.equal():
         run.problem("the tables differ")
     found = judge(run)
+    if run.polls:
+        replay_polls(run, run.polls)
     if found.lost:
         run.problem(f"{found.lost} changes were never published")
     if found.backwards:
@@ -99,6 +104,18 @@ def check(run: Run) -> Verdict:
         if "Traceback" in script.output():
             run.problem(f"a traceback in {script.log.name}")
     return found
+
+
+def replay_polls(run: Run, polls: Path) -> None:
+    """Let the model of reading judge what the producers have read, saved and published."""
+    with closing(autocommit(run.pipeline.source_url)) as source, polls.open(encoding="utf-8") as lines:
+        log = [Logged(*row) for row in query(source, LOG_ROWS)]
+        try:
+            pages = replay(lines, log)
+        except Broken as error:
+            run.problem(f"the polls are not those of the model: {error}")
+        else:
+            say(f"{pages:,} pages replayed through the model of reading")
 
 
 def report(run: Run, found: Verdict) -> None:
