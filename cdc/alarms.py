@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
+from cdc.schema import VERSION
 from cdc.text import age, count, escape
 from cdc.waiting import describe_session
 
@@ -52,7 +53,14 @@ def split_advice(line: str) -> tuple[str, str]:
     return what, do
 
 
+def version_alarms(stage: str, found: int | None) -> Iterator[Alarm]:
+    what = f"{stage}: the tables are of schema version {found}, these scripts need {VERSION}"
+    if found is not None and found != VERSION:
+        yield Alarm(stage, ERROR, what, "run python db_setup.py" if found < VERSION else "install newer scripts")
+
+
 def source_alarms(source: dict[str, Any]) -> Iterator[Alarm]:
+    yield from version_alarms("source", source["schema_version"])
     for line in source["capture_gaps"]:
         yield Alarm("source", ERROR, *split_advice(line))
     for line in source["columns_not_captured"]:
@@ -136,6 +144,7 @@ def replica_alarms(kafka: dict[str, Any]) -> Iterator[Alarm]:
 
 
 def destination_alarms(destination: dict[str, Any]) -> Iterator[Alarm]:
+    yield from version_alarms("destination", destination["schema_version"])
     if destination["rows_differ"]:
         surplus = destination["rows_differ"]
         more = f"{count(abs(surplus), 'row')} {'more' if surplus > 0 else 'fewer'}"

@@ -11,6 +11,7 @@ from cdc import capture, verified
 from cdc.holders import advisory_locks, open_transactions
 from cdc.lateness import Sample, take_sample
 from cdc.postgres import address
+from cdc.schema import find_version
 from cdc.topic import (
     Member,
     committed_offsets,
@@ -101,6 +102,7 @@ def source_figures(source: Connection, counter: Counter) -> dict[str, Any]:
     published, saved, unpublished, age = position
     return {
         "address": address(config.SOURCE_DATABASE_URL),
+        "schema_version": find_version(source, "source"),
         **rows,
         "log_head": head,
         "last_change_seconds": tenths(changed),
@@ -205,6 +207,7 @@ def destination_figures(destination: Connection, counter: Counter) -> dict[str, 
     found = {"rows": equal[0], "seconds_ago": round(equal[1])} if equal else None
     return {
         "address": address(config.DESTINATION_DATABASE_URL),
+        "schema_version": find_version(destination, "destination"),
         **rows,
         "last_found_equal": found,
         "comparison_unknown": reason or None,

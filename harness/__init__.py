@@ -27,6 +27,7 @@ For tests only, along the way of a change:
     consuming     messages for the consumer, its script, and what it has read
     destination   what the destination holds, and its absence
     dead_letters  dead letters: put there, listed and counted
+    showing       what admin.py status shows, taken apart
     verifying     verify.py, and writers beside it
 """
 

@@ -9,6 +9,7 @@ import time
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 
+from cdc.schema import VERSION
 from harness.consuming import change
 from harness.database import query
 from harness.kafka import client_settings
@@ -145,6 +146,15 @@ def test_a_column_that_is_not_captured_is_a_warning_and_the_check_passes(carryin
     assert (check.returncode, check.stderr) == (0, "")
     line = "OK: in sync; warning: employees.email is not captured: a further column cannot be captured\n"
     assert check.stdout == line
+
+
+def test_tables_of_another_schema_version(carrying: Pipeline) -> None:
+    for version, do in (VERSION + 1, "install newer scripts"), (0, "run python db_setup.py"):
+        query(carrying.source(), f"COMMENT ON TABLE emp_cdc IS 'schema version {version}'")
+        query(carrying.destination(), f"COMMENT ON TABLE cdc_applied IS 'schema version {version}'")
+        what = f"the tables are of schema version {version}, these scripts need {VERSION}"
+        assert alarms(carrying) == [(side, "error", f"{side}: {what}", do) for side in ("source", "destination")]
+    assert carrying.run("db_setup.py").returncode == 0
 
 
 def test_rows_that_nobody_sent(carrying: Pipeline) -> None:
