@@ -24,7 +24,7 @@ demo: $(VENV)/.scripts  ## servers, set-up, producer, consumer and test_cdc.py, 
 	@sh stack/demo.sh $(RUN)
 
 .PHONY: lose
-lose: $(VENV)/.scripts up  ## the usual design loses rows, ours does not: side by side, live, at most a minute
+lose: $(VENV)/.scripts up  ## the plain design loses rows, ours does not: side by side, live, at most a minute
 	@$(RUN) -m lose
 
 .PHONY: recordings

@@ -1,11 +1,11 @@
-"""See the usual design lose rows beside ours: the same source, the same writers, at most a minute.
+"""See the plain design lose rows beside ours: the same source, the same writers, at most a minute.
 
     python -m lose
     python -m lose --seconds 10
 
-The usual design polls WHERE cdc_id > offset, and applies one message, one statement and one commit at a time. Both
-run on the servers that are there, with databases and topics of their own, which are removed in the end. On a terminal
-keys make it worse. Exits 0 when all rows have arrived at our side, else 1.
+The plain design, that of most tutorials, polls WHERE cdc_id > offset, and applies one message, one statement and one
+commit at a time. Both run on the servers that are there, with databases and topics of their own, which are removed in
+the end. On a terminal keys make it worse. Exits 0 when all rows have arrived at our side, else 1.
 """
 
 from __future__ import annotations
@@ -59,26 +59,26 @@ def write(made: Experiment, faults: Faults, shown: Lines, end: float) -> None:
 
 
 def drain(made: Experiment, shown: Lines, end: float) -> None:
-    """Return when ours has everything, and the usual design all but what its polls have passed; or at the end."""
+    """Return when ours has everything, and the plain design all but what its polls have passed; or at the end."""
     shown.event("the writers have ended; what is on its way arrives")
     rows = made.look()
-    while time.monotonic() < end and (made.ours.missing(rows) or not made.passed(made.usual.missing(rows))):
+    while time.monotonic() < end and (made.ours.missing(rows) or not made.passed(made.plain.missing(rows))):
         shown.update(made, rows, 0.0)
         time.sleep(EVERY)
         rows = made.look()
-    made.usual.drained = made.ours.drained = True
+    made.plain.drained = made.ours.drained = True
     shown.update(made, rows, 0.0)
 
 
 def verdict(console: Console, made: Experiment, most: int) -> bool:
     """Print the lost rows and who lost them; returns whether ours lost none."""
-    usual, ours = explain(made, made.usual), explain(made, made.ours)
-    print_lost(console, usual, most)
+    plain, ours = explain(made, made.plain), explain(made, made.ours)
+    print_lost(console, plain, most)
     print_lost(console, ours, most)
     written = len(made.writers.rows)
-    console.print(f"{written:,} rows written. The usual design lost {len(usual):,}, Employee CDC lost {len(ours):,}.")
-    if not usual:
-        console.print("This time no poll of the usual design fell between a drawing and its commit. Run it again.")
+    console.print(f"{written:,} rows written. The plain design lost {len(plain):,}, Employee CDC lost {len(ours):,}.")
+    if not plain:
+        console.print("This time no poll of the plain design fell between a drawing and its commit. Run it again.")
     return not ours
 
 

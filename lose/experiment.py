@@ -1,4 +1,4 @@
-"""Both designs on one source: the same log, read by the usual poller and by producer.py, into a topic each."""
+"""Both designs on one source: the same log, read by the plain poller and by producer.py, into a topic each."""
 
 from __future__ import annotations
 
@@ -67,18 +67,18 @@ class Side:
 
 @dataclass
 class Experiment:
-    """The source with its writers, the usual design and ours."""
+    """The source with its writers, the plain design and ours."""
 
     source: Connection
     writers: Writers
-    usual: Side
+    plain: Side
     ours: Side
     poller: Script
     producer: Script
 
     @property
     def sides(self) -> tuple[Side, Side]:
-        return self.usual, self.ours
+        return self.plain, self.ours
 
     def look(self) -> list[Row]:
         """Find out what has arrived; returns the rows committed so far."""
@@ -98,7 +98,7 @@ class Experiment:
         return {emp_id: (cdc_id, drawn) for emp_id, cdc_id, drawn in found}
 
     def passed(self, rows: list[Row]) -> bool:
-        """Return whether the usual design's polls have passed all these rows without seeing them."""
+        """Return whether the plain design's polls have passed all these rows without seeing them."""
         polls, changes = self.polls(), self.changes(rows)
         return all(passing_poll(changes[row.emp_id][0], row.txid, polls) for row in rows)
 
@@ -120,16 +120,16 @@ class Experiment:
 @contextmanager
 def experiment() -> Iterator[Experiment]:
     """Set up both designs and start their scripts; in the end remove their databases and topics."""
-    with our_pipeline("lose") as ours, empty_pipeline("lose_usual") as usual:
-        usual.environment["SOURCE_DATABASE_URL"] = ours.source_url
-        query(usual.destination(), EMPLOYEES)
-        create_topic(usual)
+    with our_pipeline("lose") as ours, empty_pipeline("lose_plain") as plain:
+        plain.environment["SOURCE_DATABASE_URL"] = ours.source_url
+        query(plain.destination(), EMPLOYEES)
+        create_topic(plain)
         made = Experiment(
             ours.source(),
             Writers(ours.source_url),
-            Side("usual design", usual, lambda: start(usual, "bench.plain", "consumer")),
+            Side("plain design", plain, lambda: start(plain, "bench.plain", "consumer")),
             Side("Employee CDC", ours, lambda: ours.start("consumer.py")),
-            start(usual, "lose.poller"),
+            start(plain, "lose.poller"),
             ours.start("producer.py"),
         )
         made.warm_up()

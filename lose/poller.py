@@ -1,4 +1,4 @@
-"""The usual design's producer, bench/plain.py's, which also writes each of its polls down.
+"""The plain design's producer, bench/plain.py's, which also writes each of its polls down.
 
     python -m lose.poller
 

@@ -46,7 +46,7 @@ def explain(experiment: Experiment, side: Side) -> list[Lost]:
     """Return the rows that are missing at a side, in the order of cdc_id."""
     missing = side.missing(experiment.writers.rows)
     changes = experiment.changes(missing)
-    polls = experiment.polls() if side is experiment.usual else []
+    polls = experiment.polls() if side is experiment.plain else []
     published = in_topic(side) if missing else set()
     found = []
     for row in missing:

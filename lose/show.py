@@ -19,7 +19,8 @@ from rich.text import Text
 
 LINE_EVERY = 2.0  # seconds
 MOST_EVENTS = 4
-MOST_LOST = 12  # rows of the table at the end, on a terminal
+MOST_LOST = 12  # rows that are listed in the end, on a terminal
+WIDE = 79  # columns that the table of them takes
 CAUSE = (
     "Each drew its cdc_id before the poll and committed after it. A row with a higher cdc_id was committed sooner. "
     "The poll moved its offset past both, and WHERE cdc_id > offset never finds the first."
@@ -89,12 +90,12 @@ def counts(side: Side, rows: list[Row]) -> tuple[str, str, str]:
 def screen(experiment: Experiment, rows: list[Row], left: float, events: list[str]) -> RenderableType:
     """Return the table of both designs, with the keys and what they did below it."""
     table = Table(title=f"One source, {len(rows):,} rows written, {max(0.0, left):.0f} s left", title_justify="left")
-    for column in ("", "usual design", "Employee CDC"):
-        table.add_column(column, min_width=14)
+    for column in ("", "plain design", "Employee CDC"):
+        table.add_column(column)
     table.add_row("reads the log by", "cdc_id > offset", "offset and snapshot")
-    usual, ours = (measures(side, rows) for side in experiment.sides)
-    for name in usual:
-        table.add_row(name, usual[name], ours[name])
+    plain, ours = (measures(side, rows) for side in experiment.sides)
+    for name in plain:
+        table.add_row(name, plain[name], ours[name])
     help_line = Text("\n".join(f"{key}  {meaning}" for key, meaning in KEYS.items()), style="dim")
     return Group(table, help_line, *(Text(line) for line in events))
 
@@ -110,15 +111,16 @@ def measures(side: Side, rows: list[Row]) -> dict[str, str]:
 
 
 def print_lost(console: Console, lost: list[Lost], most: int) -> None:
-    """List the lost rows: as sentences, or on a terminal as a table of the first ones."""
+    """List the lost rows: as sentences, or on a terminal that is wide enough as a table."""
     passed = [each for each in lost if each.poll]
-    if most >= len(lost):
-        for each in lost:
-            console.print(f"lost: {each.why()}", soft_wrap=True)
-    else:
+    told = lost
+    if passed and console.is_terminal and console.width >= WIDE:
         print_table(console, passed[:most], len(lost))
-        for each in [each for each in lost if not each.poll][:most]:
-            console.print(f"lost: {each.why()}", soft_wrap=True)
+        told = [each for each in lost if not each.poll]
+    for each in told[:most]:
+        console.print(f"lost: {each.why()}", soft_wrap=not console.is_terminal)
+    if len(told) > most:
+        console.print(f"and {len(told) - most:,} more")
     if passed:
         console.print(CAUSE, soft_wrap=not console.is_terminal)
 
