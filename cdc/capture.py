@@ -89,6 +89,11 @@ FROM (VALUES ('employee_cdc_trigger', 29, '{SCHEMA}.employee_cdc_trigger_func'),
      AS wanted (name, type, function)
 LEFT JOIN pg_trigger AS trigger ON trigger.tgrelid = {EMPLOYEES} AND trigger.tgname = wanted.name
 """
+# Another one after each change of a trigger, also if it was changed back.
+VERSIONS = f"""
+SELECT string_agg(tgname || ' ' || xmin, ' ' ORDER BY tgname) FROM pg_trigger
+WHERE tgrelid = {EMPLOYEES} AND tgname IN ('employee_cdc_trigger', 'employee_cdc_truncate_trigger')
+"""
 # Where the triggers went with a table that was renamed.
 ELSEWHERE = f"""
 SELECT relnamespace::regnamespace || '.' || quote_ident(relname)
@@ -235,6 +240,7 @@ class Watch:
 
     source: Connection
     reported: list[str] = field(default_factory=list)
+    versions: str | None = None  # of the triggers when all was captured
     due: float = 0.0
 
     def check(self) -> None:
@@ -251,3 +257,14 @@ class Watch:
         if any(line not in found for line in self.reported) and not missing:
             log.info("source: employees is captured")
         self.reported = found
+        if not missing:
+            self.check_versions()
+
+    def check_versions(self) -> None:
+        """Warn if the triggers were off, or others, since all was captured."""
+        with self.source.cursor() as cursor:
+            cursor.execute(VERSIONS)
+            ((versions,),) = cursor.fetchall()
+        if self.versions not in (None, versions):
+            log.error("source: the triggers were off or changed for a while; run python verify.py --repair")
+        self.versions = versions

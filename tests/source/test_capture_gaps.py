@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import time
 
 from harness.database import query
 from harness.pipeline import Pipeline
+from harness.producing import wait_until_published
 from harness.waiting import wait_until
 
 import pytest
@@ -83,6 +85,19 @@ def test_a_running_producer_says_what_is_not_captured_once_and_when_it_is_captur
     assert running.run("db_setup.py").returncode == 0
     producer.wait_for("employees is captured", 15)
     assert producer.output().count("is disabled") == producer.output().count("email is not captured") == 1
+
+
+def test_triggers_that_are_off_between_two_checks_are_noticed(pipeline: Pipeline) -> None:
+    source = pipeline.source()
+    script = pipeline.start(pipeline.sabotaged("import producer", "from cdc import capture", "capture.CHECK_EVERY = 1"))
+    script.wait_for("publishing from")
+    query(source, "INSERT INTO employees (city) VALUES ('Rome')")
+    wait_until_published(source, 5)  # by then it has checked
+    query(source, f"{TRIGGER_OFF}; ALTER TABLE employees ENABLE ALWAYS TRIGGER employee_cdc_trigger")
+    script.wait_for("source: the triggers were off or changed for a while; run python verify.py --repair", 10)
+    assert pipeline.run("db_setup.py").returncode == 0  # finds nothing to do
+    time.sleep(2.5)
+    assert script.output().count("for a while") == 1
 
 
 def test_a_producer_started_on_a_table_that_is_not_captured_says_so_and_publishes_the_log(pipeline: Pipeline) -> None:
