@@ -11,6 +11,8 @@ from __future__ import annotations
 import gc
 import logging
 import time
+from collections.abc import Callable
+from functools import partial
 
 import config
 from cdc import cli, endpoints, metrics
@@ -78,7 +80,7 @@ def run_once(
             observe_delays(part.messages)
             # A crash here reads the part again; the gate drops what has been applied.
             offsets.commit(consumer, part.messages)
-            log_applied(report, part, batch.full(), started, consumer)
+            log_applied(report, part, batch.full(), started, partial(offsets.count_left, consumer))
             started = drain.progress = time.monotonic()
     if offsets.check_topic(consumer):
         intake.discard()  # it is from the old topic
@@ -101,20 +103,10 @@ def handle(event: Message, consumer: Consumer, drain: Drain, brokers: Brokers) -
         log.debug("Kafka: %s", error.str())
 
 
-def log_applied(report: Report, part: Part, full: bool, started: float, consumer: Consumer) -> None:
-    applied = part.applied()
-    if not applied:
-        return
-
-    def count_left() -> int:
-        left = 0
-        for partition in consumer.position(consumer.assignment()):
-            _, end = consumer.get_watermark_offsets(partition, cached=True)
-            left += max(0, end - max(partition.offset, 0))
-        return left
-
-    newest = describe(applied[-1].value())[1]
-    report.batch(len(applied), newest, started, part.describe, count_left if full else None)
+def log_applied(report: Report, part: Part, full: bool, started: float, count_left: Callable[[], int]) -> None:
+    if applied := part.applied():
+        newest = describe(applied[-1].value())[1]
+        report.batch(len(applied), newest, started, part.describe, count_left, full)
 
 
 def session(destination: Destination, brokers: Brokers, report: Report, stop: cli.Stop, once: bool) -> None:

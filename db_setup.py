@@ -12,13 +12,12 @@ there keeps its password where none is set.
 from __future__ import annotations
 
 import re
-import time
 from contextlib import closing
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import config
-from cdc import capture, cli, roles
+from cdc import bar, capture, cli, roles
 from cdc.postgres import WrongSetting, address, connect_within, first_line
 from cdc.schema import find_version, refuse_newer
 from config import SCHEMA
@@ -31,7 +30,7 @@ SQL = Path(__file__).with_name("sql")
 NAME = SCHEMA.strip('"')  # of the schema
 WAIT = 60  # seconds for a server to come up
 CHUNK = 10_000  # rows of an old log that are moved in one transaction
-LINE_EVERY = 5.0  # seconds between lines of progress
+PROGRESS = re.compile(r"cdc\.progress (\d+) of (\d+)")  # what sql/source.sql says while it logs the rows from before
 
 IDENTITY = """
 SELECT system_identifier, (SELECT oid FROM pg_database WHERE datname = current_database()) FROM pg_control_system()
@@ -59,6 +58,7 @@ WITH old AS (
 SELECT max(cdc_id), count(*) FILTER (WHERE action IN ('INSERT', 'UPDATE', 'DELETE')) FROM old
 """
 KEPT = f"SELECT count(*) FROM {SCHEMA}.emp_cdc_old WHERE action IS NULL OR action NOT IN ('INSERT', 'UPDATE', 'DELETE')"
+COUNT_OLD = f"SELECT count(*) FROM {SCHEMA}.emp_cdc_old"
 DROP_OLD = f"DROP TABLE {SCHEMA}.emp_cdc_old"
 
 
@@ -94,14 +94,33 @@ def check(source: Connection, destination: Connection) -> None:
         cli.fail(line)
 
 
+class Notices:
+    """Takes the notices of a session as they come: shows how far the first run is, and keeps the others."""
+
+    def __init__(self) -> None:
+        self.others: list[str] = []
+        self.progress: bar.Progress | None = None
+
+    def append(self, notice: str) -> None:
+        if match := PROGRESS.search(notice):
+            logged, total = map(int, match.groups())
+            self.progress = self.progress or bar.Progress(total, "rows logged")
+            self.progress.advance(logged - self.progress.done)
+        else:
+            self.others.append(notice)
+
+
 def set_up(connection: Connection, name: str) -> None:
     """Run sql/<name>.sql in CDC_SCHEMA, one transaction of its own, and print what it says."""
     text = (SQL / f"{name}.sql").read_text(encoding="utf-8")
     if NAME != "public":
         text = re.sub(r"\bpublic\b", SCHEMA, text)
+    notices: Any = Notices()
+    connection.notices = notices
     with connection.cursor() as cursor:
-        cursor.execute(text)
-    for notice in connection.notices:
+        cursor.execute(f"SET cdc.progress = on; {text}")
+    bar.clear()
+    for notice in notices.others:
         print(f"{name}: {notice.partition('  ')[2].strip()}")
 
 
@@ -111,16 +130,17 @@ def move_old_log(source: Connection) -> None:
         cursor.execute(OLD_LOG)
         if cursor.fetchall() == [(False,)]:
             return
-        after, moved, reported = -(2**63), 0, time.monotonic()
-        while True:
-            cursor.execute(MOVE, {"after": after})
-            ((newest, count),) = cursor.fetchall()
-            if newest is None:
-                break
-            after, moved = newest, moved + count
-            if time.monotonic() - reported > LINE_EVERY:
-                reported = time.monotonic()
-                print(f"source: {moved:,} rows of the old log moved", flush=True)
+        cursor.execute(COUNT_OLD)
+        ((total,),) = cursor.fetchall()
+        after, moved = -(2**63), 0
+        with bar.progress(total, "rows of the old log moved") as advance:
+            while True:
+                cursor.execute(MOVE, {"after": after})
+                ((newest, count),) = cursor.fetchall()
+                if newest is None:
+                    break
+                after, moved = newest, moved + count
+                advance(count)
         cursor.execute(KEPT)
         ((kept,),) = cursor.fetchall()
         if kept:

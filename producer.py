@@ -111,8 +111,8 @@ def log_published(report: Report, saver: Saver, published: Published, started: f
     if not published.changes:
         return
     full = published.count >= PAGE
-    count_left = (lambda: count_unpublished(saver.source, saver.position)) if full else None
-    report.batch(published.count - published.aside, published.changes[-1].cdc_id, started, describe_changes, count_left)
+    left, newest = (lambda: count_unpublished(saver.source, saver.position)), published.changes[-1].cdc_id
+    report.batch(published.count - published.aside, newest, started, describe_changes, left, full)
 
 
 def session(brokers: Brokers, outage: Outage, stop: cli.Stop, once: bool) -> None:

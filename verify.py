@@ -15,47 +15,23 @@ import json
 import logging
 import sys
 import time
-from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing
 from typing import Any
 
 import config
 from cdc import cli, schema, verified
+from cdc.bar import progress
 from cdc.comparison import Comparison, Side
 from cdc.postgres import connect_within
 from cdc.text import escape
 from employee import EMPLOYEE_COLUMNS
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 from rich.text import Text
 
 CONNECT_WAIT = 10.0  # seconds for a server to answer
 COULD_NOT_COMPARE = 3  # exit code
-LINE_EVERY = 2.0  # seconds between lines of progress where there is no terminal
-
-
-@contextmanager
-def progress(total: int) -> Iterator[Callable[[int], None]]:
-    """Show how many rows have been compared, the rate and the time left, on stderr: a bar on a terminal, else lines."""
-    console, started, done = Console(stderr=True), time.monotonic(), 0
-    reported = started
-    columns = (BarColumn(), TextColumn("{task.description}"), TimeRemainingColumn())
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
-        task = bar.add_task("", total=total)
-
-        def advance(rows: int) -> None:
-            nonlocal done, reported
-            done += rows
-            rate = done / (time.monotonic() - started)
-            text = f"{done:,} of {total:,} rows, {rate:,.0f}/s"
-            bar.update(task, advance=rows, description=text)
-            if bar.disable and time.monotonic() - reported > LINE_EVERY:
-                reported = time.monotonic()
-                print(f"{text}, {max(total - done, 0) / max(rate, 1):,.0f} s left", file=sys.stderr)
-
-        yield advance
 
 
 def to_json(comparison: Comparison, seconds: float) -> str:
@@ -161,7 +137,7 @@ def compare(arguments: argparse.Namespace, stop: cli.Stop) -> Comparison:
             schema.check_or_exit(side.connection, side.name)
         comparison = Comparison(sides, arguments.repair, arguments.wait, arguments.limit)
         comparison.check_capture()
-        with progress(comparison.count_rows()) as advance:
+        with progress(comparison.count_rows(), "rows") as advance:
             comparison.run(advance, stop)
         if comparison.equal() and not stop.requested and (reason := verified.save(destination, comparison.rows)):
             print(f"destination: {reason}; status will not show this comparison", file=sys.stderr)

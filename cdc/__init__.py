@@ -28,6 +28,7 @@ Around them:
     listener            what a broker's port speaks, where it does not let us in
     waiting             wait for a statement: stop when asked to, read ahead, report a wait that lasts
     outage, progress    wait longer and longer, warn once; report what moved
+    bar                 how far long work has come: a bar, or lines
     logs                the lines of the log, as text or JSON
     cli, text           options, stopping, exit codes; numbers with their nouns, texts of others made harmless
     status, watch       the forms of `admin.py status`; its screen redrawn all the time

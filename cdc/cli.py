@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from typing import NoReturn, TextIO
 
 import config
-from cdc import __version__, logs
+from cdc import __version__, bar, logs
 from cdc.health import HEALTH
 
 DONE, FAILED, WRONG_USE = 0, 1, 2
@@ -51,6 +51,7 @@ def script(main: Callable[[], None]) -> Callable[[], None]:
             try:
                 main()
             finally:
+                bar.clear()
                 signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)  # Python's own end runs no thread that takes them
                 sys.stdout.flush()
         except (Stopped, KeyboardInterrupt):
@@ -78,6 +79,10 @@ def close_stdout() -> None:
 
 class LogHandler(logging.StreamHandler[TextIO]):
     """Logs to stdout; requests a stop when nobody reads it."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        bar.clear()
+        super().emit(record)
 
     def handleError(self, record: logging.LogRecord) -> None:
         if isinstance(sys.exc_info()[1], BrokenPipeError):
@@ -203,5 +208,6 @@ class Failure(SystemExit):
 
 def fail(message: str, code: int = FAILED) -> NoReturn:
     """Print one line that says what is wrong and what to do, and exit."""
+    bar.clear()
     print(logs.as_line(message), file=sys.stderr)
     raise Failure(message, code)

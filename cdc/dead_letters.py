@@ -16,6 +16,7 @@ from typing import Any
 
 import config
 from cdc import cli, letters_screen, metrics
+from cdc.bar import progress
 from cdc.flush import flush
 from cdc.kafka import Brokers, advise, make_client
 from cdc.progress import LINES_PER_SECOND, NAMED, Line
@@ -221,19 +222,26 @@ def replay(reader: Consumer, admin: AdminClient, brokers: Brokers) -> None:
     """Send the letters to the topic again. One that still cannot be applied comes back as a new letter."""
     stop = cli.stop_on_signals()
     producer = make_client(Producer, {**PRODUCER_SETTINGS, "message.timeout.ms": 60_000}, brokers)
-    sent = 0
-    for page in read_pages(reader, find_bounds(reader, admin)):
-        messages = [{"value": message.value(), "key": message.key()} for message in page]
-        if failures := produce_all(producer, config.KAFKA_TOPIC, messages):
-            refusal, topic = failures[0][1], config.KAFKA_TOPIC
-            advice = advise(refusal, f"WRITE on topic {topic}")
-            cli.fail(f"topic {topic}: {refusal.str()}; these dead letters stay{advice}")
-        # A crash here sends the page again, which is harmless: the gate drops what has been applied.
-        delete_before(admin, {message.partition() or 0: offset(message) + 1 for message in page})
-        sent += len(page)
-        if stop.requested:
-            break
+    bounds, sent = find_bounds(reader, admin), 0
+    with progress(count(bounds), "dead letters") as advance:
+        for page in read_pages(reader, bounds):
+            send_again(producer, admin, page)
+            sent += len(page)
+            advance(len(page))
+            if stop.requested:
+                break
     print(f"dead letters sent again: {sent:,}" + ("; stopped" if stop.requested else ""))
+
+
+def send_again(producer: Producer, admin: AdminClient, page: list[Message]) -> None:
+    """Send letters to the topic, and then delete them. Exits with one line if Kafka refuses one."""
+    messages = [{"value": message.value(), "key": message.key()} for message in page]
+    if failures := produce_all(producer, config.KAFKA_TOPIC, messages):
+        refusal, topic = failures[0][1], config.KAFKA_TOPIC
+        advice = advise(refusal, f"WRITE on topic {topic}")
+        cli.fail(f"topic {topic}: {refusal.str()}; these dead letters stay{advice}")
+    # A crash here sends the page again, which is harmless: the gate drops what has been applied.
+    delete_before(admin, {message.partition() or 0: offset(message) + 1 for message in page})
 
 
 def discard(reader: Consumer, admin: AdminClient, sure: bool) -> None:

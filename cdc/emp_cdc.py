@@ -9,12 +9,14 @@ easier way is right: docs/design.md.
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import config
 from cdc import metrics
+from cdc.bar import LINE_EVERY
 from cdc.message import Change
 from cdc.position import Position
 from cdc.postgres import WrongSetting, run_settings
@@ -185,7 +187,8 @@ def read_page(source: Connection, position: Position, page_size: int) -> Page:
 
 
 def late_pages(source: Connection, position: Position, page_size: int) -> Iterator[Page]:
-    """Yield all late rows of one snapshot in bounded pages."""
+    """Yield all late rows of one snapshot in bounded pages. There can be millions: lines tell of them."""
+    count, reported = 0, time.monotonic()
     with source.cursor() as cursor:
         cursor.execute(LATE_CURSOR, {"last_offset": position.last_offset, "snapshot": position.snapshot})
         while True:
@@ -194,6 +197,10 @@ def late_pages(source: Connection, position: Position, page_size: int) -> Iterat
             if not rows:
                 break
             yield Page([Change(*row[:-1]) for row in rows], rows[0][-1])
+            count += len(rows)
+            if time.monotonic() - reported > LINE_EVERY:
+                reported = time.monotonic()
+                log.info("%s late rows published so far", f"{count:,}", extra={"count": count})
         cursor.execute("COMMIT")
 
 

@@ -150,6 +150,14 @@ class Offsets:
         except KafkaException as error:
             log.debug("offsets not committed: %s", error.args[0].str())
 
+    def count_left(self, consumer: Consumer) -> int:
+        """Return about how many messages of our partitions are not applied yet, by what the client knows."""
+        left = 0
+        for partition in consumer.assignment():
+            first, end = consumer.get_watermark_offsets(partition, cached=True)
+            left += max(0, end - max(metrics.LAG.applied.get(partition.partition, 0), first))
+        return left
+
     def check_topic(self, consumer: Consumer) -> bool:
         """Send unacknowledged commits again, and see whether the topic is still the one that we read.
 

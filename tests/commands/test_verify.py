@@ -199,7 +199,7 @@ def test_ctrl_c_ends_it(pipeline: Pipeline) -> None:
 
 
 def test_progress_is_a_bar_on_a_terminal_and_lines_elsewhere(filled: Pipeline) -> None:
-    often = filled.sabotaged("import verify", "verify.LINE_EVERY = 0")
+    often = filled.sabotaged("import verify", "from cdc import bar; bar.LINE_EVERY = 0")
     result = filled.run(often, "--json")
     lines = result.stderr.splitlines()
     assert re.fullmatch(r"20,001 of 50,004 rows, [\d,]+/s, \d+ s left", lines[0].replace("20,000 of", "20,001 of"))

@@ -50,8 +50,8 @@ def test_an_upgrade_that_was_interrupted_goes_on(bare_pipeline: Pipeline) -> Non
     query(source, LOGGED.format(rows=25_000))
     script = bare_pipeline.sabotaged(
         "import db_setup",
-        "db_setup.LINE_EVERY = 0",
-        "db_setup.print = lambda text, **options: 'moved' in text and os.kill(os.getpid(), signal.SIGKILL)",
+        "db_setup.bar.LINE_EVERY = 0",
+        "db_setup.bar.print = lambda text, **options: 'moved' in text and os.kill(os.getpid(), signal.SIGKILL)",
     )
     assert bare_pipeline.run(script).returncode == -9
     assert query(source, "SELECT count(*) FROM emp_cdc") == [(10_000,)]
