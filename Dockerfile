@@ -13,7 +13,7 @@ WORKDIR /app
 COPY requirements.txt .
 # wheels only: there is no compiler here, and none is needed
 RUN pip install --no-cache-dir --disable-pip-version-check --root-user-action=ignore --only-binary=:all: \
-        -r requirements.txt \
+        --require-hashes -r requirements.txt \
     && useradd --uid 10001 --no-create-home --shell /usr/sbin/nologin cdc
 COPY . .
 RUN chmod -R a+rX .

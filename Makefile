@@ -50,6 +50,19 @@ lint: $(VENV)/.development  ## ruff and mypy --strict
 	$(RUN) -m ruff format --check .
 	$(RUN) -m mypy .
 
+COMPILE = $(VENV)/tools/bin/uv pip compile --quiet --universal --generate-hashes --no-emit-find-links \
+	--custom-compile-command "make requirements"
+$(VENV)/tools/bin/%: | $(VENV)/.scripts
+	$(PYTHON) -m venv $(VENV)/tools
+	$(VENV)/tools/bin/python -m pip install --quiet --disable-pip-version-check $*
+
+.PHONY: requirements audit
+requirements: $(VENV)/tools/bin/uv  ## make requirements*.txt, with hashes, of requirements*.in
+	$(COMPILE) --python-version 3.10 requirements.in -o requirements.txt
+	$(COMPILE) --python-version 3.11 requirements-dev.in -o requirements-dev.txt
+audit: $(VENV)/tools/bin/pip-audit  ## look up known vulnerabilities of what requirements*.txt name; asks PyPI
+	$(VENV)/tools/bin/pip-audit --require-hashes --disable-pip -r requirements.txt -r requirements-dev.txt
+
 $(VENV)/.bench: requirements-bench.txt $(VENV)/.scripts
 	$(RUN) -m pip install --quiet --disable-pip-version-check -r requirements-bench.txt
 	@touch $@
