@@ -13,6 +13,7 @@ import argparse
 import random
 import tempfile
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
@@ -29,6 +30,7 @@ import psycopg2
 FOLDER = ROOT / "docs" / "recordings"
 NAME = "cdc_recording"  # of the databases, the topic and the group
 COLUMNS, WIDE, ROWS = 80, 120, 26
+TRAFFIC = 8.0  # seconds; then all arrives, and status shows it
 LARGEST = 150_000  # bytes
 EMPLOYEES = """
 INSERT INTO employees (first_name, last_name, dob, city, salary) VALUES
@@ -57,13 +59,14 @@ def running_pipeline() -> Iterator[Pipeline]:
 
 @contextmanager
 def traffic(pipeline: Pipeline) -> Iterator[None]:
-    """Change employees, now more and now fewer of them."""
+    """Change employees for a while, now more and now fewer of them."""
     done = threading.Event()
 
     def write() -> None:
         with closing(psycopg2.connect(pipeline.source_url)) as source:
             source.autocommit = True
-            while not done.wait(random.uniform(0, 0.1)):
+            end = time.monotonic() + TRAFFIC
+            while not done.wait(random.uniform(0, 0.1)) and time.monotonic() < end:
                 query(source, WRITE, {"count": random.randint(1, 3)})
 
     writer = threading.Thread(target=write)
@@ -89,7 +92,7 @@ def record_status() -> Recording:
                 *("admin.py", "status", "--watch"),
                 columns=WIDE,
                 rows=ROWS,
-                keys=[Key("partition", INTERRUPT, 9)],
+                keys=[Key("partition", INTERRUPT, TRAFFIC + 2)],
                 environment=pipeline.environment,
             )
 
