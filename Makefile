@@ -78,7 +78,7 @@ bench: $(VENV)/.bench up  ## speed, latency and cost beside native replication, 
 	$(RUN) -m bench.plot
 
 .PHONY: prove
-prove: $(VENV)/.development up  ## every interleaving of models that are tied to the code, and what breaks others: a minute
+prove: $(VENV)/.development up  ## every interleaving of models that are tied to the code, and what breaks others: 90 seconds
 	$(RUN) -m proofs
 
 .PHONY: up down purge clean

@@ -1,7 +1,7 @@
 """Prove what the pipeline promises: go through every interleaving of models that are tied to the code.
 
-    python -m proofs            a minute; what `make prove` runs
-    python -m proofs --deep     with larger bounds: half an hour, and 8 GB of memory
+    python -m proofs            a minute or two; what `make prove` runs
+    python -m proofs --deep     with larger bounds: five minutes, and half a GB of memory
 
 Exit code 0: every promise holds in every state, and each wrong protocol is caught. 1: not so. What needs a server or a
 program that is not there is left out, and named.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from contextlib import closing
+from dataclasses import replace
 from functools import cache, partial
 
 import config
@@ -103,6 +104,8 @@ def test_a_protocol_that_looks_right_is_broken_by_two_sessions(wrong: Wrong) -> 
     assert found.wrong
     assert max(len(step.state.transactions) for step in found.way) <= 2
     assert found.wrong in "\n".join(tell(wrong, found.way))
+    forgetting = partial(reading.steps, protocol=wrong.protocol, bounds=replace(wrong.bounds, forget=True))
+    assert explore(reading.START, forgetting).wrong == found.wrong
 
 
 def test_the_story_in_the_design_is_one_of_them() -> None:
