@@ -248,13 +248,12 @@ class History:
                 cli.raise_if_requested(self.stop)
 
     def report_removed(self, position: Position, removed: int) -> None:
-        if removed > position.last_offset:  # else it was published meanwhile
-            log.error(
-                "CHANGES WERE REMOVED FROM THE LOG before they were published: emp_cdc has lost rows up to log offset "
-                "%s, the newest published is %s. Publishing goes on with what is left; run python verify.py --repair",
-                f"{removed:,}",
-                f"{position.last_offset:,}",
-            )
+        log.error(
+            "CHANGES WERE REMOVED FROM THE LOG before they were published: emp_cdc has lost rows up to log offset "
+            "%s, the newest published is %s. Publishing goes on with what is left; run python verify.py --repair",
+            f"{removed:,}",
+            f"{position.last_offset:,}",
+        )
         with self.source.cursor() as cursor:
             cursor.execute(REPORTED, {"removed": removed})
 

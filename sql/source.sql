@@ -302,18 +302,21 @@ $$;
 
 
 -- Nothing in the log tells later that a row was removed: a transaction that was rolled back leaves the same hole. So
--- DELETE and TRUNCATE note it, in the transaction that removes. Pruning removes nothing above the position.
+-- DELETE and TRUNCATE note it, in the transaction that removes. Pruning removes nothing that the position does not cover.
 CREATE OR REPLACE FUNCTION public.emp_cdc_note_removed() RETURNS trigger
 LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
     newest BIGINT;
 BEGIN
     IF TG_OP = 'TRUNCATE' THEN
-        SELECT max(cdc_id) INTO newest FROM public.emp_cdc;
+        SELECT max(cdc_id) INTO newest FROM public.emp_cdc, public.cdc_position
+        WHERE cdc_id > last_offset OR txid >= pg_snapshot_xmax(snapshot)
+           OR txid = ANY (ARRAY (SELECT pg_snapshot_xip(snapshot)));
     ELSE
-        SELECT max(cdc_id) INTO newest FROM gone;
+        SELECT max(cdc_id) INTO newest FROM gone, public.cdc_position
+        WHERE cdc_id > last_offset OR NOT pg_visible_in_snapshot(txid, snapshot);
     END IF;
-    UPDATE public.cdc_position SET removed = greatest(removed, newest) WHERE newest > last_offset;
+    UPDATE public.cdc_position SET removed = greatest(removed, newest) WHERE newest IS NOT NULL;
     RETURN NULL;
 END
 $$;

@@ -179,6 +179,18 @@ def test_changes_removed_from_the_log_before_they_were_published_are_noticed(
     assert "REMOVED" not in publish(pipeline)
 
 
+@pytest.mark.parametrize("removal", ["TRUNCATE emp_cdc", "DELETE FROM emp_cdc WHERE cdc_id = 11"])
+def test_late_rows_that_are_removed_are_noticed(pipeline: Pipeline, source: Connection, removal: str) -> None:
+    late = pipeline.source()
+    query(late, f"BEGIN; {INSERT}")
+    query(source, INSERT)
+    publish(pipeline)
+    query(late, "COMMIT")
+    query(source, removal)
+    assert "CHANGES WERE REMOVED FROM THE LOG" in publish(pipeline)
+    assert "REMOVED" not in publish(pipeline)
+
+
 @pytest.mark.parametrize("removal", ["TRUNCATE emp_cdc", "DELETE FROM emp_cdc"])
 def test_a_removal_that_is_taken_back_or_of_published_rows_is_no_loss(
     pipeline: Pipeline, source: Connection, removal: str
