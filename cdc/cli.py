@@ -35,7 +35,7 @@ FEW_COLLECTIONS = 500_000
 
 
 # What our own lines have, for an encoding that has none of it.
-PLAIN = {"→": "->", "…": "...", "·": "."}
+PLAIN = {"→": "->", "…": "...", "·": ".", **dict(zip("▁▂▃▄▅▆▇█", "__--==##", strict=True))}
 
 
 def script(main: Callable[[], None]) -> Callable[[], None]:

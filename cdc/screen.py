@@ -64,12 +64,12 @@ def render(status: dict[str, Any], width: int, motion: Motion | None = None) -> 
 
 
 def headline(status: dict[str, Any]) -> Text:
+    """Return the answer: green, yellow while changes are on their way, red where something is to be done."""
+    errors = [alarm["what"] for alarm in status["alarms"] if alarm["level"] == ERROR]
     if status["in_sync"]:
-        text = Text("in sync: yes", style="bold green")
-        errors = [alarm for alarm in status["alarms"] if alarm["level"] == ERROR]
-        text.append(f"; but {errors[0]['what']}" if errors else "", style="red")
-        return text
-    return Text(f"in sync: no; {', '.join(status['not_in_sync_because'])}", style="bold red")
+        return Text("in sync: yes", style="bold green").append(f"; but {escape(errors[0])}" if errors else "", "red")
+    why = ", ".join(status["not_in_sync_because"])
+    return Text(f"in sync: no; {why}", style="bold red" if errors else "bold yellow")
 
 
 def delay_lines(status: dict[str, Any]) -> Iterator[Text]:

@@ -111,17 +111,22 @@ def test_watch_without_a_terminal_is_refused_in_one_line(shared: Pipeline) -> No
     assert result.stderr == "--watch draws on a terminal; without one take --json or --check\n"
 
 
-@pytest.mark.parametrize(("width", "shown"), [(40, "a second: "), (80, "last minutes"), (120, "who, or what to do")])
-def test_watch_redraws_rates_and_courses_until_ctrl_c(shared_running: Pipeline, width: int, shown: str) -> None:
+@pytest.mark.parametrize(
+    ("width", "encoding", "shown", "bar"),
+    [(40, "utf-8", "a second: ", "█"), (80, "ascii", "last minutes", "#"), (120, "utf-8", "who, or what to do", "█")],
+)
+def test_watch_redraws_rates_and_courses_until_ctrl_c(
+    shared_running: Pipeline, width: int, encoding: str, shown: str, bar: str
+) -> None:
     terminal, inner = pty.openpty()
     fcntl.ioctl(inner, termios.TIOCSWINSZ, struct.pack("HHHH", 50, width, 0, 0))
-    environment = {**os.environ, **shared_running.environment, "TERM": "xterm-256color"}
+    environment = {**os.environ, **shared_running.environment, "TERM": "xterm-256color", "PYTHONIOENCODING": encoding}
     environment.pop("COLUMNS", None)
     command = [sys.executable, str(ROOT / "admin.py"), "status", "--watch"]
     process = subprocess.Popen(command, env=environment, stdin=inner, stdout=inner, stderr=inner)
     os.close(inner)
     drawn, changes, end = "", shared_running.source(), time.monotonic() + 20
-    while time.monotonic() < end and not (drawn.count("in sync") >= 2 and shown in drawn and "█" in drawn):
+    while time.monotonic() < end and not (drawn.count("in sync") >= 2 and shown in drawn and bar in drawn):
         query(changes, "INSERT INTO employees (city) SELECT 'busy' FROM generate_series(1, 500)")
         if select.select([terminal], [], [], 0.1)[0]:
             drawn += os.read(terminal, 65536).decode(errors="replace")
@@ -132,7 +137,8 @@ def test_watch_redraws_rates_and_courses_until_ctrl_c(shared_running: Pipeline, 
     os.close(terminal)
     assert process.wait(5) == 0
     assert shown in drawn
-    assert "█" in drawn, "changes that waited at one of the looks"
+    assert bar in drawn, "changes that waited at one of the looks"
+    assert "\\u" not in drawn
     assert drawn.count("in sync") >= 2
     assert "Traceback" not in drawn
     assert drawn.rstrip().endswith("\x1b[?1049l"), "the terminal is as it was"
