@@ -80,7 +80,8 @@ def tell(wrong: Wrong, way: list[Step[State]]) -> Iterator[str]:
     values = {"offset": position.last_offset, "snapshot": show(position.snapshot)}
     yield from ("", f"    → {last.wrong}")
     if "lost" in last.wrong:
-        yield f"      it is committed, and no poll finds it: {wrong.reads.format(**values)}"
+        yield "      it is committed, and no poll finds it:"
+        yield f"      {wrong.reads.format(**values)}"
     yield f"      ours {wrong.ours.format(**values)}"
 
 

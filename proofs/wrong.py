@@ -16,7 +16,7 @@ PAGES_OF_TWO = Bounds(transactions=2, ids=2, log=3, page=2, forget=False)
 @dataclass(frozen=True)
 class Wrong:
     name: str
-    reads: str  # the query, with the {offset} and the {snapshot} of the position
+    reads: str  # which rows of emp_cdc, with the {offset} and the {snapshot} of the position
     ours: str  # what ours does instead
     protocol: Protocol
     bounds: Bounds = SMALL
@@ -34,13 +34,13 @@ WRONG = (
     ),
     Wrong(
         "Late rows, but not of the transactions in the snapshot's xip",
-        "WHERE cdc_id > {offset} OR txid >= pg_snapshot_xmax('{snapshot}')",
+        "WHERE cdc_id > {offset} OR txid >= pg_snapshot_xmax('{snapshot}') ORDER BY cdc_id",
         "reads what has ended since of pg_snapshot_xip('{snapshot}'), too",
         Protocol(skips="never", running_then=False),
     ),
     Wrong(
         "Late rows, but not of the transactions from the snapshot's xmax on",
-        "WHERE cdc_id > {offset} OR txid IN (SELECT pg_snapshot_xip('{snapshot}'))",
+        "WHERE cdc_id > {offset} OR txid IN (SELECT pg_snapshot_xip('{snapshot}')) ORDER BY cdc_id",
         "reads txid >= pg_snapshot_xmax('{snapshot}'), too: xmax follows the newest transaction that had ended",
         Protocol(skips="never", begun_later=False),
     ),
@@ -52,32 +52,32 @@ WRONG = (
     ),
     Wrong(
         "The position saved before Kafka has acknowledged the page",
-        "WHERE cdc_id > {offset} OR (a late row of '{snapshot}')",
+        "WHERE cdc_id > {offset} OR NOT pg_visible_in_snapshot(txid, '{snapshot}') ORDER BY cdc_id",
         "saves the position last; after a crash the page is published again, and the gate drops what came twice",
         Protocol(skips="never", save_last=False),
     ),
     Wrong(
         "ORDER BY txid, cdc_id",
-        "WHERE cdc_id > {offset} OR (a late row of '{snapshot}') ORDER BY txid, cdc_id",
+        "WHERE cdc_id > {offset} OR NOT pg_visible_in_snapshot(txid, '{snapshot}') ORDER BY txid, cdc_id",
         "publishes in the order of cdc_id: the row's lock makes that the order of an employee's commits",
         Protocol(skips="never", by_cdc_id=False),
         PAGES_OF_TWO,
     ),
     Wrong(
         "A page that ends in the midst of the late rows",
-        "WHERE cdc_id > {offset} OR (a late row of '{snapshot}') ORDER BY cdc_id LIMIT 1",
+        "WHERE cdc_id > {offset} OR NOT pg_visible_in_snapshot(txid, '{snapshot}') ORDER BY cdc_id LIMIT 1",
         "publishes all late rows of one snapshot, page by page, before it saves that snapshot",
         Protocol(skips="never", late_pages=False),
     ),
     Wrong(
         "Late rows after the rows beyond the offset",
-        "WHERE cdc_id > {offset} OR (a late row of '{snapshot}') ORDER BY cdc_id <= {offset}, cdc_id",
+        "WHERE cdc_id > {offset} OR NOT pg_visible_in_snapshot(txid, '{snapshot}') ORDER BY cdc_id <= {offset}, cdc_id",
         "publishes late rows first: what is beyond the offset may be newer changes of the same employees",
         Protocol(skips="never", late_first=False),
     ),
     Wrong(
         "Drawn offsets skipped where a poll has found something",
-        "WHERE cdc_id > {offset} OR (a late row of '{snapshot}')",
+        "WHERE cdc_id > {offset} OR NOT pg_visible_in_snapshot(txid, '{snapshot}') ORDER BY cdc_id",
         "skips them only where a poll has found nothing: then all that its snapshot shows is published",
         Protocol(skips="always"),
     ),

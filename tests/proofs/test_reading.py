@@ -103,7 +103,9 @@ def test_a_protocol_that_looks_right_is_broken_by_two_sessions(wrong: Wrong) -> 
     found = wrong.explore()
     assert found.wrong
     assert max(len(step.state.transactions) for step in found.way) <= 2
-    assert found.wrong in "\n".join(tell(wrong, found.way))
+    lines = list(tell(wrong, found.way))
+    assert found.wrong in "\n".join(lines)
+    assert max(map(len, lines)) <= 120
     forgetting = partial(reading.steps, protocol=wrong.protocol, bounds=replace(wrong.bounds, forget=True))
     assert explore(reading.START, forgetting).wrong == found.wrong
 
@@ -112,4 +114,3 @@ def test_the_story_in_the_design_is_one_of_them() -> None:
     design = (ROOT / "docs" / "design.md").read_text(encoding="utf-8")
     lines = list(tell(WRONG[2], WRONG[2].explore().way))
     assert "\n".join(f"    {line}" if line else "" for line in lines) in design
-    assert max(map(len, lines)) <= 120
