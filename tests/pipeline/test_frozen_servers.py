@@ -107,3 +107,24 @@ def test_a_frozen_database_is_said_in_time_and_nothing_is_lost(
     query(source, "UPDATE employees SET salary = 3")
     carrying.wait_until_equal(60)
     assert [end(script) for script in carrying.scripts] == [0, 0]
+
+
+def test_a_frozen_kafka_is_said_in_time_while_a_page_waits_and_no_standby_takes_over(
+    own: dict[str, Server], carrying: Pipeline
+) -> None:
+    source, standby = carrying.source(), carrying.start("producer.py")
+    standby.wait_for("standing by")
+    with frozen(own["kafka"], carrying.topic):
+        query(source, "UPDATE employees SET salary = 2")
+        for script in carrying.scripts[:2]:
+            script.wait_for("Kafka at", SAID_WITHIN)
+        time.sleep(25)  # longer than a producer may do nothing
+        for script in carrying.scripts[:2]:
+            assert script.output().count("waiting") == 1, script.output()
+    query(source, "UPDATE employees SET salary = 3")
+    carrying.wait_until_equal(60)
+    assert "ended" not in standby.output()
+    for script in carrying.scripts[:2]:
+        script.wait_for("answers again")
+        assert script.output().count("waiting") == 1, script.output()
+    assert [end(script) for script in carrying.scripts] == [0, 0, 0]

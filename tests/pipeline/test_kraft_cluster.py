@@ -6,6 +6,7 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from harness.database import query
 from harness.kafka import client_settings, configure
@@ -48,14 +49,11 @@ def replicated(cluster: dict[str, Server], tmp_path: Path) -> Iterator[Pipeline]
     pipeline.drop()
 
 
-def leaders(pipeline: Pipeline) -> dict[int, int]:
+def leaders(topic: str) -> dict[int, int]:
     """The broker that leads each partition."""
-    topic = (
-        AdminClient({**client_settings(), "log_level": 0})
-        .list_topics(pipeline.topic, timeout=10)
-        .topics[pipeline.topic]
-    )
-    return {number: partition.leader for number, partition in topic.partitions.items()}
+    admin = AdminClient({**client_settings(), "log_level": 0})
+    partitions = admin.list_topics(topic, timeout=10).topics[topic].partitions
+    return {number: partition.leader for number, partition in partitions.items()}
 
 
 def pulse(source: Connection, sent: list[float], over: threading.Event) -> None:
@@ -101,10 +99,10 @@ def test_nothing_is_lost_when_the_broker_that_leads_a_partition_is_killed(
     watcher.start()
     try:
         wait_until(lambda: len(sent) > 20)
-        led = leaders(replicated)
+        led = leaders(replicated.topic)
         killed = led[0]
         servers.kill(cluster[f"kafka{killed}"])
-        wait_until(lambda: killed not in leaders(replicated).values(), 30, "other leaders")
+        wait_until(lambda: killed not in leaders(replicated.topic).values(), 30, "other leaders")
         wait_until(lambda: missing_replicas(replicated).endswith(f"without broker {killed}"), 30, "an alarm")
         time.sleep(3)  # on two brokers
         servers.start(cluster[f"kafka{killed}"])
@@ -174,3 +172,31 @@ def test_what_too_few_brokers_acknowledge_is_said_in_time_once_and_when_it_is_ov
     for script in first, second:
         assert script.output().count("waiting") == 1, script.output()
         assert "answers again" not in script.output()
+
+
+@pytest.mark.long
+def test_a_partition_without_a_leader_is_said_in_time_and_once_while_a_page_waits_and_at_the_start(
+    cluster: dict[str, Server], replicated: Pipeline
+) -> None:
+    """A topic with one replica of each partition; a broker that has one of them is away."""
+    for script in replicated.scripts:
+        assert script.stop() == 0
+    single: dict[str, Any] = {"KAFKA_TOPIC": "single"}
+    assert replicated.run("admin.py", "create", **single).returncode == 0
+    away = cluster[f"kafka{leaders('single')[0]}"]
+    first = replicated.start("producer.py", **single)
+    first.wait_for("publishing from")
+    servers.kill(away)
+    query(replicated.source(), "UPDATE employees SET salary = 1")
+    first.wait_for("no broker leads partition ", 15)  # 10, and Kafka needs 3 to see that the broker is away
+    time.sleep(3)
+    assert first.output().count("waiting") == 1, first.output()
+    assert first.stop() == 0
+    second = replicated.start("producer.py", **single)
+    second.wait_for("waiting", 10)
+    time.sleep(8)
+    assert second.output().count("waiting") == 1, second.output()
+    servers.start(away)
+    second.wait_for("published 40 changes", 40)
+    assert second.output().count("waiting") == 1, second.output()
+    assert second.stop() == 0
