@@ -19,7 +19,9 @@ from cdc.text import escape
 from psycopg2.extensions import parse_dsn
 
 REQUIREMENTS = Path(__file__).parent.parent / "requirements.txt"
-PINNED = re.compile(r"^([\w-]+)==([\w.]+)", re.MULTILINE)
+PINNED = re.compile(
+    r"^([\w-]+)==([\w.]+) *\\?$", re.MULTILINE
+)  # those for certain versions of Python have more after it
 MIN_PYTHON = (3, 10)
 
 SECRET = re.compile(r"password|secret|token|pem|oauthbearer.config", re.IGNORECASE)

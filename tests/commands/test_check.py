@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import config
+from cdc import check_settings
 from cdc.check import show
 from cdc.check_settings import check_setting, settings
 from cdc.finding import NOTE, Finding
@@ -131,6 +132,18 @@ def test_settings_are_named_with_their_origin_secrets_hidden_and_misspelt_names_
     ):
         assert [line for line in lines if line.startswith(start)], result.stdout
     assert lines[-1] == "wrong: 6; the lines above say what to do"
+
+
+def test_a_package_of_another_version_is_worth_a_note(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """One for other versions of Python is none of ours."""
+    wanted = (
+        "none-of-ours==1.0 ; python_full_version < '3.0' \\\n    --hash=sha256:0\nrich==0.1 \\\n    --hash=sha256:0\n"
+    )
+    (tmp_path / "requirements.txt").write_text(wanted, encoding="utf-8")
+    monkeypatch.setattr(check_settings, "REQUIREMENTS", tmp_path / "requirements.txt")
+    _, packages = check_settings.check_python()
+    assert packages.state == "note"
+    assert re.fullmatch(r"rich \d+\.[\d.]+, not 0\.1: pip install -r requirements.txt", packages.text)
 
 
 def test_every_setting_of_env_example_is_known(monkeypatch: pytest.MonkeyPatch) -> None:
