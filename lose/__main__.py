@@ -42,6 +42,7 @@ def run(made: Experiment, shown: Lines, began: float, seconds: float) -> None:
     finally:
         for line in faults.mend():
             shown.event(line)
+        shown.update(made, list(made.writers.rows), 0.0)
         faults.wait_for_kafka()
         made.writers.end()
     drain(made, shown, began + LIMIT - 4)
