@@ -63,6 +63,10 @@ requirements: $(VENV)/tools/bin/uv  ## make requirements*.txt, with hashes, of r
 audit: $(VENV)/tools/bin/pip-audit  ## look up known vulnerabilities of what requirements*.txt name; asks PyPI
 	$(VENV)/tools/bin/pip-audit --require-hashes --disable-pip -r requirements.txt -r requirements-dev.txt
 
+.PHONY: check-deploy
+check-deploy: $(VENV)/tools/bin/kubernetes-validate  ## deploy/kubernetes.yml against Kubernetes' own schemas
+	$(VENV)/tools/bin/kubernetes-validate --strict deploy/kubernetes.yml
+
 $(VENV)/.bench: requirements-bench.txt $(VENV)/.scripts
 	$(RUN) -m pip install --quiet --disable-pip-version-check -r requirements-bench.txt
 	@touch $@

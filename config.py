@@ -1,5 +1,7 @@
 """The settings: from the environment, else from `.env` beside this file, else what fits docker-compose.yml.
 
+A file `employee-cdc.env` of systemd's credentials, which no other user can read, counts as the environment.
+
 Every KAFKA_X_Y but KAFKA_TOPIC and KAFKA_GROUP_ID is given to the Kafka client as x.y, such as KAFKA_SASL_USERNAME
 (all of them: CONFIGURATION.md of librdkafka). A variable that the client does not know as a setting is ignored.
 What libpq knows works through the URLs or its own PG* variables.
@@ -18,6 +20,8 @@ import cdc  # noqa: F401  says in one line which packages are missing
 from dotenv import load_dotenv
 
 ENV_FILE = Path(__file__).with_name(".env")
+if "CREDENTIALS_DIRECTORY" in os.environ:  # of systemd's LoadCredential; deploy/kubernetes.yml sets it, too
+    load_dotenv(Path(os.environ["CREDENTIALS_DIRECTORY"], "employee-cdc.env"))
 FROM_ENVIRONMENT = frozenset(os.environ)
 """The variables that were set before `.env` was read."""
 

@@ -48,6 +48,7 @@ Around them:
     endpoints           both over HTTP, for Prometheus and for probes
     delay, lag          from the source's change to the destination's commit; how far the topic is ahead
     verified            when verify.py last found both tables equal
+    supervisor          tell systemd that the script is up, that its loop turns, that it ends
     roles               the roles of `db_setup.py --roles`, and their rights
 """
 

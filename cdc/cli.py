@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from typing import NoReturn, TextIO
 
 import config
-from cdc import __version__, bar, logs
+from cdc import __version__, bar, logs, supervisor
 from cdc.health import HEALTH
 
 DONE, FAILED, WRONG_USE = 0, 1, 2
@@ -123,6 +123,7 @@ class Stop:
     def request(self) -> None:
         self.since = self.since or time.monotonic()
         self.requested = True
+        supervisor.stopping()
 
     def overdue(self, grace: float) -> bool:
         """Whether a stop was requested more than grace seconds ago."""

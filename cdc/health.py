@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
-from cdc import metrics
+from cdc import metrics, supervisor
 
 HANGS_AFTER = 30.0  # seconds without a turn of any loop; each call that waits for a server is shorter
 
@@ -29,6 +29,7 @@ class Health:
     def turn(self) -> None:
         """Note that a loop turns: that of the script, or one that waits for a server."""
         self.turned = time.monotonic()
+        supervisor.turn(self.turned)
 
     def hangs(self) -> str:
         """Return why this process is not alive, "" if it is."""

@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 from cdc.apply import keep_newest
+from cdc.health import HEALTH
 from cdc.message import Record, read
 from cdc.waiting import waiter
 
@@ -84,6 +85,7 @@ class Intake:
 
     def take_batch(self) -> tuple[Batch, list[Message]]:
         """Wait for a first message, take what else is there, and return the batch and the events."""
+        HEALTH.turn()
         self.fill()
         batch, events = self.batch, self.events
         self.batch, self.events = Batch(), []
