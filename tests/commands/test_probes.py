@@ -73,10 +73,13 @@ def test_a_loop_that_does_not_turn_is_not_healthy(shared: Pipeline) -> None:
     script = shared.sabotaged("import producer", "import cdc.health; cdc.health.HANGS_AFTER = 1.0", hang)
     hanging = shared.start(script, METRICS_PORT=str(port))
     try:
-        wait_until(lambda: get(port, "/healthz")[0] == 503, 20, hanging.output)
-        assert "the loop has not turned" in get(port, "/healthz")[1]
+        wait_until(lambda: is_told_as_hanging(get(port, "/healthz")), 20, hanging.output)
     finally:
         hanging.kill()
+
+
+def is_told_as_hanging(answer: tuple[int, str]) -> bool:
+    return answer[0] == 503 and "the loop has not turned" in answer[1]
 
 
 def test_a_trigger_that_is_off_shows(shared: Pipeline) -> None:
@@ -88,8 +91,6 @@ def test_a_trigger_that_is_off_shows(shared: Pipeline) -> None:
             assert scrape(port)["triggers_enabled"] == 0
     finally:
         query(source, ON)
-    with shared.running("producer.py", METRICS_PORT=str(port)):
-        wait_until(lambda: scrape(port).get("triggers_enabled") == 1)
 
 
 @pytest.mark.parametrize("script", ["producer.py", "consumer.py"])
