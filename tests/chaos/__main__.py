@@ -7,6 +7,7 @@
 On servers of its own, started and purged by the run. Writers change the source all the time. After each fault it takes
 the time from the moment the fault is over (the killed server answers again, the killed script has been started again)
 until a change of rows in all partitions, made then, is seen at the destination. At the end both tables must be equal.
+A fault that changes the history loses something: a script must say so, and verify.py --repair mends it.
 
 Exit code 0: nothing lost, no employee went backwards at the destination, no script ended by itself, no dead letters,
 and in sync at most 10 s (--limit) after each fault; 1: something of that is not so; 2: wrong use.
@@ -95,7 +96,12 @@ def chaos(seconds: float, seed: int, kinds: list[str], limit: float, offset: int
         run = Run(
             Random(seed), own, Pipeline("cdc_chaos", logs), proxies, disk, limit, logs / "polls" if record else None
         )
-        writers = [threading.Thread(target=write, args=(run, Random(f"{seed} {n}"))) for n in range(WRITERS)]
+        run.transactions = [threading.Lock() for _ in range(WRITERS)]
+        writers = [
+            threading.Thread(target=write, args=(run, Random(f"{seed} {n}"), transaction))
+            for n, transaction in enumerate(run.transactions)
+        ]
+        run.writing.set()
         try:
             prepare(run)
             for writer in writers:

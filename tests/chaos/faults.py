@@ -11,6 +11,7 @@ from functools import partial
 from harness.own_servers import bring_back
 from harness.waiting import wait_until
 from stack import servers
+from tests.chaos import history
 from tests.chaos.run import Run, ask, ensure, kill, say, signal_to, start, start_again, stop, time_until_in_sync
 
 SESSION = 6.0  # seconds: session.timeout.ms of consumer.py
@@ -194,6 +195,10 @@ FAULTS: dict[str, Callable[[Run], Fault]] = {
     "connections to the destination slow": partial(connections_slow, name="destination"),
     "connections to Kafka slow": partial(connections_slow, name="kafka"),
     "destination's disk full": disk_full,
+    "source back in time, writers first": history.went_back_in_time,
+    "source crashed, commits lost": history.lost_commits,
+    "triggers off and on": history.triggers_off_and_on,
+    "stranger in the group": history.stranger_in_the_group,
 }
 
 

@@ -9,7 +9,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import closing
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from random import Random
@@ -53,10 +53,26 @@ class Run:
     took: dict[str, list[float]] = field(default_factory=dict)  # by kind of fault
     rounds: Iterator[int] = field(default_factory=lambda: itertools.count(1))
     over: threading.Event = field(default_factory=threading.Event)
+    writing: threading.Event = field(default_factory=threading.Event)  # whether the writers may begin a transaction
+    transactions: list[threading.Lock] = field(default_factory=list)  # of each writer, held during one
+    known: dict[int, set[tuple[int, str | None]]] = field(default_factory=dict)  # what the source had logged once
 
     def problem(self, text: str) -> None:
         self.problems.append(text)
         say(f"[bold red]{text}[/bold red]")
+
+
+@contextmanager
+def quiet(run: Run) -> Iterator[None]:
+    """No writer has a transaction."""
+    run.writing.clear()
+    with ExitStack() as stack:
+        for transaction in run.transactions:
+            stack.enter_context(transaction)
+        try:
+            yield
+        finally:
+            run.writing.set()
 
 
 def say(text: str) -> None:

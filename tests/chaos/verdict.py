@@ -68,7 +68,8 @@ def judge(run: Run) -> Verdict:
         backwards = query(there, "SELECT count(*) FROM lowered")[0][0]
     newest: dict[int, int] = {}
     for emp_id, state, cdc_id in seen:
-        if cdc_id is None or cdc_id <= newest.get(emp_id, 0) or logged.get(cdc_id) != (emp_id, state):
+        ours = logged.get(cdc_id) == (emp_id, state) or (emp_id, state) in run.known.get(cdc_id, ())
+        if cdc_id is None or cdc_id <= newest.get(emp_id, 0) or not ours:
             backwards += 1
         newest[emp_id] = max(newest.get(emp_id, 0), cdc_id or 0)
     published = Counter(json.loads(message.value() or b"")["cdc_id"] for message in run.pipeline.messages())

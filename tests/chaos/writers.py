@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import threading
 import time
 from random import Random
 
@@ -17,21 +18,29 @@ HELD = 0.08  # seconds that a transaction is held open at most
 KEYS = 300  # employees that the writers share
 
 
-def write(run: Run, random: Random) -> None:
+def write(run: Run, random: Random, transaction: threading.Lock) -> None:
     """Change the source until the run is over, whatever becomes of the connection."""
     connection: Connection | None = None
     while not run.over.is_set():
-        try:
-            connection = connection or psycopg2.connect(run.pipeline.source_url, connect_timeout=5)
-            with connection.cursor() as cursor:
-                change(cursor, random)
-                time.sleep(random.uniform(0, HELD))
-            connection.rollback() if random.random() < 0.15 else connection.commit()
-        except psycopg2.Error:  # two writers in each other's way, or an outage
-            connection = usable(connection)
-            time.sleep(0 if connection else 0.1)
+        if run.writing.wait(0.1):
+            with transaction:
+                connection = write_once(run, random, connection)
     if connection:
         connection.close()
+
+
+def write_once(run: Run, random: Random, connection: Connection | None) -> Connection | None:
+    """One transaction; returns the connection, None if it is broken."""
+    try:
+        connection = connection or psycopg2.connect(run.pipeline.source_url, connect_timeout=5)
+        with connection.cursor() as cursor:
+            change(cursor, random)
+            time.sleep(random.uniform(0, HELD))
+        connection.rollback() if random.random() < 0.15 else connection.commit()
+    except psycopg2.Error:  # two writers in each other's way, or an outage
+        connection = usable(connection)
+        time.sleep(0 if connection else 0.1)
+    return connection
 
 
 def usable(connection: Connection | None) -> Connection | None:
