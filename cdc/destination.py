@@ -11,6 +11,7 @@ import config
 from cdc import cli, metrics
 from cdc.apply import SESSION, Refused, apply, apply_each, apply_nothing, newest
 from cdc.dead_letters import DeadLetters, Letter
+from cdc.flush import flusher
 from cdc.health import HEALTH
 from cdc.intake import Batch, Intake
 from cdc.kafka import advise
@@ -115,7 +116,10 @@ class Destination:
 
     def send_letters(self, part: Part, intake: Intake) -> Part:
         unsent = list(part.letters)
-        self.persist(intake, lambda: self.dead_letters.send(unsent))
+        if unsent:
+            with flusher.doing(lambda: poll_paused(intake, 0)):  # Kafka may acknowledge late
+                self.persist(intake, lambda: self.dead_letters.send(unsent))
+            intake.consumer.resume(intake.consumer.assignment())
         return part
 
     def persist(self, intake: Intake, work: Callable[[], Result]) -> Result:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from math import inf
 
@@ -29,6 +30,15 @@ class Flusher:
     brokers: Brokers = field(default_factory=Brokers)
     useful: Callable[[], object] = lambda: None  # called meanwhile, about once a second
     limit: float = inf  # seconds without an acknowledgement after which the script gives up
+
+    @contextmanager
+    def doing(self, useful: Callable[[], object]) -> Iterator[None]:
+        """Have something useful done while Kafka has not acknowledged everything."""
+        before, self.useful = self.useful, useful
+        try:
+            yield
+        finally:
+            self.useful = before
 
 
 flusher = Flusher()

@@ -200,3 +200,24 @@ def test_a_partition_without_a_leader_is_said_in_time_and_once_while_a_page_wait
     second.wait_for("published 40 changes", 40)
     assert second.output().count("waiting") == 1, second.output()
     assert second.stop() == 0
+
+
+@pytest.mark.long
+def test_a_consumer_keeps_its_group_while_its_dead_letters_are_not_acknowledged(
+    cluster: dict[str, Server], replicated: Pipeline
+) -> None:
+    assert replicated.scripts[1].stop() == 0
+    script = replicated.start("consumer.py", KAFKA_GROUP_INSTANCE_ID="one", KAFKA_MAX_POLL_INTERVAL_MS="6000")
+    script.wait_for("partitions assigned")
+    configure(f"{replicated.topic}_dlq", "min.insync.replicas", "3")
+    servers.kill(cluster["kafka3"])
+    replicated.send("bad", partition=0)
+    script.wait_for(f"topic {replicated.topic}_dlq: 1 messages are not acknowledged", 15)
+    time.sleep(6)
+    servers.start(cluster["kafka3"])
+    script.wait_for("→ dead letter", 40)
+    query(replicated.source(), "UPDATE employees SET salary = 2")
+    replicated.wait_until_equal()
+    assert "revoked" not in script.output(), script.output()
+    assert len(replicated.dead_letters()) == 1
+    assert script.stop() == 0
