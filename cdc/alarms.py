@@ -41,7 +41,7 @@ def find_alarms(status: dict[str, Any]) -> list[Alarm]:
         ("destination", "destination", destination_alarms),
     ):
         if "error" in status[stage]:
-            found.append(Alarm(name, ERROR, *split_advice(status[stage]["error"])))
+            found.append(Alarm(name, ERROR, status[stage]["error"], ""))
         else:
             found += find(status[stage])
     return sorted(found, key=lambda alarm: alarm.level != ERROR)
@@ -69,9 +69,9 @@ def source_alarms(source: dict[str, Any]) -> Iterator[Alarm]:
         if (transaction["seconds"] or 0) > HELD_LONG:
             yield held_back(transaction)
     yield from producer_alarms(source)
-    active = source["active_producer"]
+    active = (source["active_producer"] or "").split()[1:2]  # of "pid 7 at db1"
     for lock in source["advisory_locks"]:
-        if lock["lock"] == "asleep" and not (active and active.startswith(f"pid {lock['pid']}")):
+        if lock["lock"] == "asleep" and active != [str(lock["pid"])]:
             holder = describe_session(lock["pid"], lock["user"], lock["application"])
             what = f"the lock of the producer's sleep is held by {holder}; the idle producer cannot sleep"
             yield Alarm("producer", WARNING, what, end_session(lock["pid"]))
@@ -133,9 +133,9 @@ def replica_alarms(kafka: dict[str, Any]) -> Iterator[Alarm]:
     partitions = kafka["partitions"]
     if without := [part for part in partitions if part["leader"] is None]:
         yield Alarm("topic", ERROR, f"{numbers(without)}: no broker leads it", "start the brokers that are down")
-    if behind := [part for part in partitions if len(part["in_sync_replicas"]) < len(part["replicas"])]:
-        missing = sorted({node for part in behind for node in set(part["replicas"]) - set(part["in_sync_replicas"])})
-        what = f"{numbers(behind)}: fewer replicas than there should be, without broker {', '.join(map(str, missing))}"
+    if lagging := [part for part in partitions if len(part["in_sync_replicas"]) < len(part["replicas"])]:
+        missing = sorted({node for part in lagging for node in set(part["replicas"]) - set(part["in_sync_replicas"])})
+        what = f"{numbers(lagging)}: fewer replicas than there should be, without broker {', '.join(map(str, missing))}"
         yield Alarm("topic", WARNING, what, "start that broker")
     wanted = min(REPLICAS, kafka["brokers"])
     if few := [part for part in partitions if len(part["replicas"]) < wanted]:

@@ -9,6 +9,7 @@ import time
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 
+from cdc.alarms import source_alarms
 from cdc.schema import VERSION
 from harness.consuming import change
 from harness.database import query
@@ -193,3 +194,12 @@ def test_nobody_at_work_strangers_on_the_locks_and_a_member_that_reads_something
         errors = [alarm for alarm in alarms(pipeline, pipeline.sabotaged(*SOON)) if alarm[1] == "error"]
     unread = ("group", "error", "partition 1: no consumer reads it", "start python consumer.py again")
     assert errors == [("producer", "error", held, "end it with pg_terminate_backend(pid)"), unread]
+
+
+def test_a_stranger_whose_pid_begins_like_the_producers_is_not_taken_for_it(shared: Pipeline) -> None:
+    source = status_of(shared)["source"]
+    lock = {"lock": "asleep", "user": "bob", "application": "psql"}
+    for pid, expected in ((1234, []), (12, ["end it with pg_terminate_backend(12)"])):
+        figures = {**source, "active_producer": "pid 1234 at db1", "advisory_locks": [{**lock, "pid": pid}]}
+        found = [alarm.do for alarm in source_alarms(figures) if alarm.level == "warning"]
+        assert found == expected
