@@ -1,7 +1,16 @@
 # One image for all scripts; the command names the script:
 #   docker build -t employee-cdc .
 #   docker run --rm employee-cdc admin.py --help
+# It needs no capability, and to write no more than a number in /tmp:
+#   docker run --read-only --tmpfs /tmp --cap-drop ALL --security-opt no-new-privileges employee-cdc producer.py
+# To build on exactly one base, add the digest that your registry shows: FROM python:3.12.14-slim@sha256:…
 FROM python:3.12.14-slim
+
+LABEL org.opencontainers.image.title="Employee CDC" \
+      org.opencontainers.image.description="Change data capture for one table: PostgreSQL to Kafka to PostgreSQL" \
+      org.opencontainers.image.version="1.0.0" \
+      org.opencontainers.image.licenses="MIT" \
+      org.opencontainers.image.base.name="docker.io/library/python:3.12.14-slim"
 
 # An index or a folder of wheels of your own, by --build-arg. Not given: pip's usual index.
 ARG PIP_INDEX_URL

@@ -1,9 +1,10 @@
-"""requirements*.txt: what requirements*.in say, exactly, each package with its hashes."""
+"""What is shipped: requirements*.txt are what requirements*.in say, each package with its hashes; one version."""
 
 from __future__ import annotations
 
 import re
 
+from cdc import __version__
 from harness import ROOT
 
 import pytest
@@ -39,3 +40,9 @@ def test_each_package_has_hashes(name: str) -> None:
 
 def test_the_packages_of_the_scripts_are_the_same_for_the_tests() -> None:
     assert pins("requirements.txt").items() <= pins("requirements-dev.txt").items()
+
+
+def test_the_image_and_the_manifest_name_this_version() -> None:
+    named = {"Dockerfile": r'image.version="(.*?)"', "deploy/kubernetes.yml": r"image: employee-cdc:(\S+)"}
+    for file, pattern in named.items():
+        assert set(re.findall(pattern, (ROOT / file).read_text(encoding="utf-8"))) == {__version__}, file
