@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import socket
+import time
 from contextlib import closing
 
-from harness.database import query
+from harness.database import WAITING, query
 from harness.pipeline import Pipeline
 from harness.scraping import free_port, get, scrape
 from harness.waiting import wait_until
@@ -80,6 +81,19 @@ def test_a_loop_that_does_not_turn_is_not_healthy(shared: Pipeline) -> None:
 
 def is_told_as_hanging(answer: tuple[int, str]) -> bool:
     return answer[0] == 503 and "the loop has not turned" in answer[1]
+
+
+def test_a_statement_that_waits_for_a_lock_is_no_hanging(shared: Pipeline) -> None:
+    port, blocker, other = free_port(), shared.destination(), shared.destination()
+    query(blocker, "BEGIN; LOCK TABLE cdc_applied IN ACCESS EXCLUSIVE MODE")
+    query(shared.source(), INSERT, {"rows": 1})
+    script = shared.sabotaged("import consumer", "import cdc.health; cdc.health.HANGS_AFTER = 2.0")
+    with shared.running("producer.py"), shared.running(script, METRICS_PORT=str(port)):
+        wait_until(lambda: query(other, WAITING) == [(1,)])
+        time.sleep(3)
+        assert get(port, "/healthz") == (200, "ok\n")
+        assert query(other, WAITING) == [(1,)]
+        query(blocker, "ROLLBACK")
 
 
 def test_a_trigger_that_is_off_shows(shared: Pipeline) -> None:
