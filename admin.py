@@ -25,7 +25,8 @@ from datetime import datetime
 from typing import Any
 
 import config
-from cdc import check, cli, dead_letters, status, trace_screen
+from cdc import cli, dead_letters, status
+from cdc.check import report as check
 from cdc.kafka import Brokers, make_client, wait_for_login
 from cdc.postgres import WrongSetting
 from cdc.topic import (
@@ -38,6 +39,7 @@ from cdc.topic import (
     topic_id,
     trusted_offsets,
 )
+from cdc.trace import screen as trace
 from employee import INT4
 
 from confluent_kafka import KafkaError, KafkaException
@@ -246,7 +248,7 @@ def main() -> None:
         elif arguments.command == "check":
             sys.exit(check.run(admin, brokers, arguments.json))
         elif arguments.command == "trace":
-            sys.exit(trace_screen.run(admin, arguments.emp_id, arguments.json))
+            sys.exit(trace.run(admin, arguments.emp_id, arguments.json))
         else:
             create(admin, getattr(arguments, "partitions", None), getattr(arguments, "replication_factor", None))
     except WrongSetting as error:

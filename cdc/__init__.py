@@ -38,12 +38,8 @@ Around them:
     comparison          the engine of `verify.py`
     letters_screen      what `admin.py dead-letters` shows
     rows                rows of both tables as `test_cdc.py` shows them
-    trace, search       where one employee's changes are (`admin.py trace`); the last messages of a topic that match
-    verdict             where an employee's newest change hangs, and what to do
-    trace_screen        what `admin.py trace` shows
-    check, finding      is the set-up right? (`admin.py check`); one line of it
-    check_settings      what it says of Python and the settings
-    check_servers       what it says of the databases and Kafka
+    trace/              where one employee's changes are: `admin.py trace`
+    check/              is the set-up right? `admin.py check`
     metrics, health     what is counted and measured; whether the loop turns, and which servers are down
     endpoints           both over HTTP, for Prometheus and for probes
     delay, lag          from the source's change to the destination's commit; how far the topic is ahead

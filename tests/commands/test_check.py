@@ -15,10 +15,10 @@ from pathlib import Path
 from typing import Any
 
 import config
-from cdc import check_settings
-from cdc.check import show
-from cdc.check_settings import check_setting, settings
-from cdc.finding import NOTE, Finding
+from cdc.check import settings as check_settings
+from cdc.check.finding import NOTE, Finding
+from cdc.check.report import show
+from cdc.check.settings import check_setting, settings
 from harness import ROOT
 from harness.database import administer, query
 from harness.kafka import client_settings, delete_topics
@@ -94,9 +94,7 @@ def test_settings_are_named_with_their_origin_secrets_hidden_and_misspelt_names_
     )
     (copy / ".env").chmod(0o644)
     environment = {"RETENTION": "2 days", "KAFKA_BOOTSTRAP_SERVERS": "localhost:1", "KAFKA_PORT": "tcp://1", **SECRETS}
-    impatient = (
-        "import admin, sys; from cdc import check_servers; check_servers.ANSWER_WAIT = 1; sys.argv[1:] = ['check']"
-    )
+    impatient = "import admin, sys; from cdc.check import servers; servers.ANSWER_WAIT = 1; sys.argv[1:] = ['check']"
     result = subprocess.run(
         [sys.executable, "-c", f"{impatient}; admin.main()"],
         cwd=copy,
@@ -290,7 +288,7 @@ def test_the_rights_of_the_role_are_judged_by_what_the_script_of_its_side_needs(
 
 def test_a_server_that_is_slow_to_refuse_is_named_before_the_json_is_whole(databases: Pipeline) -> None:
     slow = databases.sabotaged(
-        "import admin", "from cdc import check, check_servers", "check.SLOW = 0; check_servers.ANSWER_WAIT = 1"
+        "import admin", "from cdc.check import report, servers", "report.SLOW = 0; servers.ANSWER_WAIT = 1"
     )
     result = databases.run(slow, "check", "--json", KAFKA_BOOTSTRAP_SERVERS="localhost:1")
     assert result.stderr.startswith("Kafka: Kafka at localhost:1 does not answer: ")

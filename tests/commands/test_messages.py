@@ -27,7 +27,7 @@ def messages() -> list[str]:
 def said() -> list[str]:
     """The texts in the source, cut where a value is put in; the longest first."""
     texts = [path.read_text(encoding="utf-8") for path in (ROOT / "sql").glob("*.sql")]
-    for path in [*ROOT.glob("*.py"), *(ROOT / "cdc").glob("*.py")]:
+    for path in [*ROOT.glob("*.py"), *(ROOT / "cdc").rglob("*.py")]:
         tree = ast.parse(path.read_text(encoding="utf-8"))
         for node in ast.walk(tree):
             if isinstance(node, ast.JoinedStr):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from cdc.search import partition_of
+from cdc.trace.search import partition_of
 from harness.consuming import change
 from harness.database import query
 from harness.kafka import remove_messages
@@ -145,13 +145,13 @@ def test_a_search_that_ends_before_the_message_says_what_was_not_searched(stoppe
     for number in range(3):
         stopped.send(*[change(1, 16)] * 30, partition=number)
     bounds = "search.MAX_MESSAGES = 20; search.FIRST_BLOCK = 4"
-    found = trace(stopped, UNFOUND, stopped.sabotaged("import admin", "from cdc import search", bounds))
+    found = trace(stopped, UNFOUND, stopped.sabotaged("import admin", "from cdc.trace import search", bounds))
     assert (found["state"], found["messages"]) == ("not found", [])
     assert {part["end_offset"] - part["searched_from"] for part in found["searched"]} == {20}
     unsearched = sum(part["searched_from"] - part["first_offset"] for part in found["searched"])
     assert found["verdict"].endswith(f"its message may be among the {unsearched:,} that were not searched")
 
-    in_blocks = stopped.sabotaged("import admin", "from cdc import search", "search.FIRST_BLOCK = 4")
+    in_blocks = stopped.sabotaged("import admin", "from cdc.trace import search", "search.FIRST_BLOCK = 4")
     found = trace(stopped, UNFOUND, in_blocks)
     assert [part["partition"] for part in found["searched"]] == [found["partition"]]
     assert [part["log_offset"] for part in found["messages"]] == [log_offset]

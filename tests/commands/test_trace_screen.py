@@ -79,7 +79,9 @@ NOT_ANSWERING: dict[str, tuple[dict[str, Any], str]] = {
 @pytest.mark.parametrize("side", NOT_ANSWERING)
 def test_a_side_that_does_not_answer_is_named_and_the_others_are_shown(hanging: Pipeline, side: str) -> None:
     settings, said = NOT_ANSWERING[side]
-    impatient = hanging.sabotaged("import admin", "from cdc import topic, trace", "topic.ANSWER_WAIT = trace.SLOW = 1")
+    impatient = hanging.sabotaged(
+        "import admin", "from cdc import topic", "from cdc.trace import sides", "topic.ANSWER_WAIT = sides.SLOW = 1"
+    )
     result = hanging.run(impatient, "trace", "-7", "--json", **settings)
     assert result.returncode == 1
     assert (result.stderr[: len(said)] == said) if side == "kafka" else (result.stderr == ""), (

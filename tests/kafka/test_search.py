@@ -6,7 +6,7 @@ import random
 
 import config
 from cdc.publisher import KAFKA_SETTINGS
-from cdc.search import partition_of
+from cdc.trace.search import partition_of
 from employee import INT4
 from harness.kafka import all_messages, client_settings, delete_topics
 

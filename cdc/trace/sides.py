@@ -21,7 +21,6 @@ from cdc.dead_letters import ERROR, decode, timestamp
 from cdc.kafka import Brokers
 from cdc.message import read
 from cdc.postgres import connect, explain
-from cdc.search import partition_of, search
 from cdc.text import escape
 from cdc.topic import (
     committed_offsets,
@@ -31,6 +30,7 @@ from cdc.topic import (
     topic_id,
     trusted_offsets,
 )
+from cdc.trace.search import partition_of, search
 from cdc.waiting import waiter
 from cdc.wakeup import lock_holders, name_strangers
 from config import SCHEMA

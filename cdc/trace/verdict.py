@@ -1,8 +1,8 @@
-"""Where one employee's newest change hangs, and what to do about it, told from what `cdc/trace.py` has found."""
+"""Where one employee's newest change hangs, and what to do about it, told from what `cdc/trace/sides.py` has found."""
 
 from __future__ import annotations
 
-from cdc.trace import Logged, Sent, Trace
+from cdc.trace.sides import Logged, Sent, Trace
 
 IN_SYNC, UNPUBLISHED, NOT_READ, NOT_APPLIED, DEAD_LETTER, NOT_FOUND, DIFFERS, UNKNOWN = (
     "in sync",

@@ -11,14 +11,14 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import config
-from cdc.finding import NOTE, OK, WRONG, Finding
+from cdc.check.finding import NOTE, OK, WRONG, Finding
 from cdc.postgres import WrongSetting, check_url
 from cdc.roles import ROLES, variable
 from cdc.text import escape
 
 from psycopg2.extensions import parse_dsn
 
-REQUIREMENTS = Path(__file__).parent.parent / "requirements.txt"
+REQUIREMENTS = Path(__file__).parents[2] / "requirements.txt"
 PINNED = re.compile(
     r"^([\w-]+)==([\w.]+) *\\?$", re.MULTILINE
 )  # those for certain versions of Python have more after it

@@ -9,9 +9,9 @@ from collections.abc import Iterator
 from dataclasses import asdict
 
 from cdc import cli
-from cdc.check_servers import check_databases, check_kafka
-from cdc.check_settings import check_python, check_settings
-from cdc.finding import NOTE, OK, WRONG, Finding
+from cdc.check.finding import NOTE, OK, WRONG, Finding
+from cdc.check.servers import check_databases, check_kafka
+from cdc.check.settings import check_python, check_settings
 from cdc.kafka import Brokers
 from cdc.text import escape
 from cdc.waiting import waiter

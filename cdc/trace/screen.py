@@ -5,9 +5,9 @@ from __future__ import annotations
 from datetime import datetime
 from typing import Any
 
-from cdc import trace, verdict
 from cdc.text import escape
-from cdc.trace import Letter, Logged, Searched, Sent, Trace
+from cdc.trace import sides, verdict
+from cdc.trace.sides import Letter, Logged, Searched, Sent, Trace
 from employee import EMPLOYEE_COLUMNS
 
 from confluent_kafka.admin import AdminClient
@@ -24,15 +24,15 @@ HEADINGS = ("log offset", "change", "log", "topic", "destination")
 
 def run(admin: AdminClient, emp_id: int, as_json: bool) -> int:
     """Print where an employee's changes are; returns the exit code."""
-    found = trace.trace(admin, emp_id)
+    found = sides.trace(admin, emp_id)
     state, line = verdict.judge(found)
     if as_json:
-        print(trace.to_json(found, state, line))
+        print(sides.to_json(found, state, line))
     else:
         show(found, Console(highlight=False, markup=False, emoji=False))
         color = {verdict.IN_SYNC: "green", verdict.UNKNOWN: "yellow"}.get(state, "red")
         Console(highlight=False).print(plain(line, color), soft_wrap=True)
-    return trace.exit_code(found)
+    return sides.exit_code(found)
 
 
 def show(found: Trace, console: Console) -> None:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import config
 from cdc import capture
-from cdc.finding import NOTE, OK, WRONG, Finding
+from cdc.check.finding import NOTE, OK, WRONG, Finding
 from cdc.kafka import Brokers, advise, wait_for_login
 from cdc.postgres import WrongSetting, connect, explain
 from cdc.schema import check_version
@@ -156,7 +156,7 @@ def check_rights(side: str, connection: Connection, role: str) -> Finding:
 
 def missing_rights(side: str, connection: Connection, model: str) -> list[str]:
     """Return the rights that sql/<side>_roles.sql grants to a role and that ours has not."""
-    text = (Path(__file__).parent.parent / "sql" / f"{side}_roles.sql").read_text(encoding="utf-8")
+    text = (Path(__file__).parents[2] / "sql" / f"{side}_roles.sql").read_text(encoding="utf-8")
     found = []
     with connection.cursor() as cursor:
         for rights, kind, names, roles in GRANT.findall(text):
