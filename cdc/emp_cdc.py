@@ -75,8 +75,8 @@ POLL = "EXECUTE poll (%(last_offset)s, %(snapshot)s, %(page_size)s)"
 LATE_CURSOR = f"""
 BEGIN ISOLATION LEVEL REPEATABLE READ;
 DECLARE late NO SCROLL CURSOR FOR
-SELECT {CHANGE}, (SELECT pg_current_snapshot()::text)
-FROM (SELECT {COLUMNS} {LATE}) AS change ORDER BY cdc_id
+SELECT {CHANGE} FROM (SELECT {COLUMNS} {LATE}) AS change ORDER BY cdc_id;
+SELECT pg_current_snapshot()::text
 """.replace("<= $1", "<= %(last_offset)s").replace(
     "($2)", "(%(snapshot)s::pg_snapshot)"
 )  # a schema may be called "a$1"
@@ -191,12 +191,13 @@ def late_pages(source: Connection, position: Position, page_size: int) -> Iterat
     count, reported = 0, time.monotonic()
     with source.cursor() as cursor:
         cursor.execute(LATE_CURSOR, {"last_offset": position.last_offset, "snapshot": position.snapshot})
+        ((snapshot,),) = cursor.fetchall()
         while True:
             cursor.execute(LATE_PAGE, {"page_size": page_size})
             rows = cursor.fetchall()
             if not rows:
                 break
-            yield Page([Change(*row[:-1]) for row in rows], rows[0][-1])
+            yield Page([Change(*row) for row in rows], snapshot)
             count += len(rows)
             if time.monotonic() - reported > LINE_EVERY:
                 reported = time.monotonic()
