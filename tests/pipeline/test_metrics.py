@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+import shutil
+import subprocess
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -85,6 +87,14 @@ def test_prometheus_reads_what_was_sent(watched: Watched, tmp_path: Path) -> Non
     )
     assert 1 <= count <= 60  # the oldest change of each page
     assert 0 < seconds / count < 5
+
+
+@pytest.mark.parametrize("script", ["published", "applied"])
+def test_prometheus_finds_no_fault_with_the_names_and_texts(watched: Watched, script: str) -> None:
+    if shutil.which("promtool") is None:
+        pytest.skip("there is no promtool here (Debian: apt-get install prometheus)")
+    text = get(getattr(watched, script), "/metrics")[1]
+    assert subprocess.run(["promtool", "check", "metrics"], input=text, text=True, check=True).returncode == 0
 
 
 def test_a_delay_is_what_the_destination_sees(watched: Watched) -> None:
