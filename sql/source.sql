@@ -258,9 +258,29 @@ BEGIN
 END
 $$;
 
+-- Nothing in the log tells later that a row was removed: a transaction that was rolled back leaves the same hole. So
+-- DELETE and TRUNCATE note it, in the transaction that removes. Pruning removes nothing that the position does not cover.
+CREATE OR REPLACE FUNCTION public.emp_cdc_note_removed() RETURNS trigger
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+    newest BIGINT;
+BEGIN
+    IF TG_OP = 'TRUNCATE' THEN
+        SELECT max(cdc_id) INTO newest FROM public.emp_cdc, public.cdc_position
+        WHERE cdc_id > last_offset OR txid >= pg_snapshot_xmax(snapshot)
+           OR txid = ANY (ARRAY (SELECT pg_snapshot_xip(snapshot)));
+    ELSE
+        SELECT max(cdc_id) INTO newest FROM gone, public.cdc_position
+        WHERE cdc_id > last_offset OR NOT pg_visible_in_snapshot(txid, snapshot);
+    END IF;
+    UPDATE public.cdc_position SET removed = greatest(removed, newest) WHERE newest IS NOT NULL;
+    RETURN NULL;
+END
+$$;
+
 -- Nobody else may make a trigger of them.
-REVOKE ALL ON FUNCTION public.emp_cdc_wake(), public.employee_cdc_trigger_func(), public.employee_cdc_truncate_func()
-    FROM PUBLIC;
+REVOKE ALL ON FUNCTION public.emp_cdc_wake(), public.employee_cdc_trigger_func(), public.employee_cdc_truncate_func(),
+    public.emp_cdc_note_removed() FROM PUBLIC;
 
 -- They belong to a role that can do no more than they do: nobody can log in as it, and it may only read employees and
 -- write the log. BYPASSRLS lets TRUNCATE log all rows of a table with row-level security; only a superuser can give it.
@@ -286,7 +306,7 @@ BEGIN
     FOR function IN
         SELECT oid::regprocedure FROM pg_proc
         WHERE oid IN ('public.emp_cdc_wake'::regproc, 'public.employee_cdc_trigger_func'::regproc,
-                      'public.employee_cdc_truncate_func'::regproc)
+                      'public.employee_cdc_truncate_func'::regproc, 'public.emp_cdc_note_removed'::regproc)
           AND proowner <> 'cdc_capture'::regrole
     LOOP
         GRANT CREATE ON SCHEMA public TO cdc_capture;  -- an owner needs it at this moment
@@ -301,26 +321,6 @@ END
 $$;
 
 
--- Nothing in the log tells later that a row was removed: a transaction that was rolled back leaves the same hole. So
--- DELETE and TRUNCATE note it, in the transaction that removes. Pruning removes nothing that the position does not cover.
-CREATE OR REPLACE FUNCTION public.emp_cdc_note_removed() RETURNS trigger
-LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
-DECLARE
-    newest BIGINT;
-BEGIN
-    IF TG_OP = 'TRUNCATE' THEN
-        SELECT max(cdc_id) INTO newest FROM public.emp_cdc, public.cdc_position
-        WHERE cdc_id > last_offset OR txid >= pg_snapshot_xmax(snapshot)
-           OR txid = ANY (ARRAY (SELECT pg_snapshot_xip(snapshot)));
-    ELSE
-        SELECT max(cdc_id) INTO newest FROM gone, public.cdc_position
-        WHERE cdc_id > last_offset OR NOT pg_visible_in_snapshot(txid, snapshot);
-    END IF;
-    UPDATE public.cdc_position SET removed = greatest(removed, newest) WHERE newest IS NOT NULL;
-    RETURN NULL;
-END
-$$;
-REVOKE ALL ON FUNCTION public.emp_cdc_note_removed() FROM PUBLIC;
 DO $$
 BEGIN
     IF NOT EXISTS (SELECT FROM pg_trigger

@@ -217,3 +217,26 @@ def test_a_set_up_that_cannot_see_all_rows_is_refused(bare_pipeline: Pipeline, o
     result = bare_pipeline.run("db_setup.py", SOURCE_DATABASE_URL=url)
     assert (result.returncode, len(result.stderr.splitlines())) == (1, 1), result.stderr
     assert "row-level security" in result.stderr
+
+
+FUNCTIONS = {
+    "emp_cdc_wake": "void",
+    "employee_cdc_trigger_func": "trigger",
+    "employee_cdc_truncate_func": "trigger",
+    "emp_cdc_note_removed": "trigger",
+}
+
+
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_a_function_that_a_stranger_made_first_is_the_strangers_no_more(
+    bare_pipeline: Pipeline, owner: str, name: str
+) -> None:
+    """It would run with the rights of whoever changes employees or the log, and its owner could change it later."""
+    stranger = as_role(bare_pipeline, owner, "owner")
+    theirs = (
+        f"CREATE OR REPLACE FUNCTION public.{name}() RETURNS {FUNCTIONS[name]} LANGUAGE plpgsql AS 'BEGIN RETURN; END'"
+    )
+    query(stranger, theirs.replace("RETURN;", "RETURN NULL;") if FUNCTIONS[name] == "trigger" else theirs)
+    assert bare_pipeline.run("db_setup.py").returncode == 0
+    with pytest.raises(psycopg2.errors.InsufficientPrivilege):
+        query(stranger, f"ALTER FUNCTION public.{name} SET search_path = public")
