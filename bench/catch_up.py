@@ -31,10 +31,13 @@ from bench.systems import Scripts
 from harness.database import query
 from harness.pipeline import Pipeline
 from harness.script import peak_memory
+from harness.waiting import wait_until
 
 SYSTEMS = ("ours", "native", "plain")
 TIMEOUT = 300  # seconds for a load to arrive
 NO_SCRIPTS: Scripts = {}
+ALL_PUBLISHED = "SELECT 1 FROM cdc_position WHERE last_offset >= (SELECT max(cdc_id) FROM emp_cdc)"
+SAVED_AT = "SELECT extract(epoch FROM saved_at)::float FROM cdc_position"
 
 
 def prepare(pipeline: Pipeline, load: str, transactions: int, hold: Callable[[], None] = lambda: None) -> None:
@@ -126,8 +129,9 @@ def carry_ours(pipeline: Pipeline, load: str, transactions: int, number: int, st
     if waiting:
         systems.wait_for_members(pipeline, number)
     run = carry("ours", load, transactions, pipeline, launch, waiting, start_cpu)
-    saved_at = query(pipeline.source(), "SELECT extract(epoch FROM saved_at)::float FROM cdc_position")[0][0]
-    run.published = round(saved_at - run.began, 2)
+    source = pipeline.source()
+    wait_until(lambda: query(source, ALL_PUBLISHED), 5)  # the position is saved up to 0.2 s later
+    run.published = round(query(source, SAVED_AT)[0][0] - run.began, 2)
     systems.stop([script for script in pipeline.scripts if script.process.poll() is None])
     return run
 
