@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import os
 import shutil
 import time
 from collections.abc import Iterator
@@ -107,6 +108,17 @@ def bring_back(server: Server, topic: str) -> None:
     servers.wait(server)
     while server.kind == "kafka" and not led(topic):
         time.sleep(0.05)
+
+
+def copy_data(data: Path, copy: Path) -> None:
+    """Copy the data of a server that does not run."""
+    shutil.rmtree(copy, ignore_errors=True)
+    shutil.copytree(data, copy, symlinks=True)
+    (copy / "postmaster.pid").unlink(missing_ok=True)
+    owner = data.stat()
+    for folder, _, files in os.walk(copy):
+        for path in (folder, *(os.path.join(folder, file) for file in files)):
+            os.chown(path, owner.st_uid, owner.st_gid)
 
 
 def led(topic: str) -> bool:

@@ -9,11 +9,10 @@ import signal
 import time
 from collections.abc import Iterator
 from contextlib import closing
-from pathlib import Path
 
 from harness.database import query
 from harness.kafka import client_settings
-from harness.own_servers import bring_back
+from harness.own_servers import bring_back, copy_data
 from harness.waiting import wait_until
 from stack import servers
 from tests.chaos.run import Run, autocommit, kill, quiet, say, start_again, time_until_in_sync
@@ -41,7 +40,7 @@ def went_back_in_time(run: Run) -> Fault:
     backup = source.data.with_suffix(".backup")
     with quiet(run):
         servers.kill(source)
-        copy(source.data, backup)
+        copy_data(source.data, backup)
         bring_back(source, run.pipeline.topic)
     time.sleep(run.random.uniform(0, 2))
     time_until_in_sync(run)
@@ -109,17 +108,6 @@ def stranger_in_the_group(run: Run) -> Fault:
         stranger.commit(message=messages[-1], asynchronous=False)
     notice(run, "consumer", NOT_OURS, before)
     yield
-
-
-def copy(data: Path, backup: Path) -> None:
-    """Copy the data of a server that does not run."""
-    shutil.rmtree(backup, ignore_errors=True)
-    shutil.copytree(data, backup, symlinks=True)
-    (backup / "postmaster.pid").unlink(missing_ok=True)
-    owner = data.stat()
-    for folder, _, files in os.walk(backup):
-        for path in (folder, *(os.path.join(folder, file) for file in files)):
-            os.chown(path, owner.st_uid, owner.st_gid)
 
 
 def remember(run: Run) -> None:
