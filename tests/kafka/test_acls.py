@@ -163,6 +163,8 @@ def look(doors: Doors, _seconds: float) -> tuple[bool, str]:
 def trace(doors: Doors, _seconds: float) -> tuple[bool, str]:
     """Of an employee that has a message and a dead letter."""
     doors.bury("1")
+    for partition in range(3):  # another test deletes the topic
+        doors.pipeline.send(CDCRecord(1, 1, action="INSERT").to_json(), key="1", partition=partition)
     result = doors.run("admin.py trace", "1", "--json")
     found = json.loads(result.stdout)
     return bool(found["messages"] and found["letters"]), found["errors"].get("kafka", "") + result.stderr
