@@ -131,8 +131,6 @@ def kafka_alarms(kafka: dict[str, Any]) -> Iterator[Alarm]:
 
 def replica_alarms(kafka: dict[str, Any]) -> Iterator[Alarm]:
     partitions = kafka["partitions"]
-    if without := [part for part in partitions if part["leader"] is None]:
-        yield Alarm("topic", ERROR, f"{numbers(without)}: no broker leads it", "start the brokers that are down")
     if lagging := [part for part in partitions if len(part["in_sync_replicas"]) < len(part["replicas"])]:
         missing = sorted({node for part in lagging for node in set(part["replicas"]) - set(part["in_sync_replicas"])})
         what = f"{numbers(lagging)}: fewer replicas than there should be, without broker {', '.join(map(str, missing))}"

@@ -150,6 +150,9 @@ def kafka_figures(admin: AdminClient) -> tuple[dict[str, Any], Sample]:
     if topic is None:
         raise LookupError(f"topic {config.KAFKA_TOPIC} does not exist; run python admin.py")
     described = {partition.id: partition for partition in sorted(topic.partitions, key=lambda part: part.id)}
+    if unled := [str(number) for number, part in described.items() if not part.leader or part.leader.id < 0]:
+        numbers = f"partition{'s' if len(unled) > 1 else ''} {', '.join(unled)}"
+        raise LookupError(f"topic {config.KAFKA_TOPIC}: no broker leads {numbers}; start the brokers that are down")
     members = group_members(admin)  # first: without the right to see the group, the next call only waits
     committed, identity = committed_offsets(list(described)), str(topic.topic_id)
     # After the committed offsets, which move on meanwhile: what is beyond the end looks like a stranger's.
@@ -168,7 +171,7 @@ def kafka_figures(admin: AdminClient) -> tuple[dict[str, Any], Sample]:
             "committed_offset": committed[number].offset if number in committed else None,
             "lag": lags[number],
             "member": readers.get(number),
-            "leader": described[number].leader.id if described[number].leader else None,
+            "leader": described[number].leader.id,
             "replicas": sorted(node.id for node in described[number].replicas),
             "in_sync_replicas": sorted(node.id for node in described[number].isr),
         }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import threading
 import time
 from collections.abc import Iterator
@@ -98,11 +99,14 @@ def test_nothing_is_lost_when_the_broker_that_leads_a_partition_is_killed(
     writer.start()
     watcher.start()
     try:
+        replicated.run("admin.py", "create", KAFKA_TOPIC="of_one_replica")
         wait_until(lambda: len(sent) > 20)
         led = leaders(replicated.topic)
         killed = led[0]
         servers.kill(cluster[f"kafka{killed}"])
         wait_until(lambda: killed not in leaders(replicated.topic).values(), 30, "other leaders")
+        no_leader = r"topic of_one_replica: no broker leads partitions? [\d, ]+; start the brokers that are down"
+        assert re.fullmatch(no_leader, alarms(replicated, KAFKA_TOPIC="of_one_replica")[0][2])
         wait_until(lambda: missing_replicas(replicated).endswith(f"without broker {killed}"), 30, "an alarm")
         time.sleep(3)  # on two brokers
         servers.start(cluster[f"kafka{killed}"])
