@@ -25,10 +25,11 @@ from datetime import datetime
 from typing import Any
 
 import config
-from cdc import cli, dead_letters, status
+from cdc import cli, dead_letters
 from cdc.check import report as check
 from cdc.kafka import Brokers, make_client, wait_for_login
 from cdc.postgres import WrongSetting
+from cdc.status import forms as status
 from cdc.topic import (
     committed_offsets,
     group_members,

@@ -31,10 +31,7 @@ Around them:
     bar                 how far long work has come: a bar, or lines
     logs                the lines of the log, as text or JSON
     cli, text           options, stopping, exit codes; numbers with their nouns, texts of others made harmless
-    status, watch       the forms of `admin.py status`; its screen redrawn all the time
-    flow, stages        ask all stages in time, and see whether anything moves; the figures of each
-    holders, lateness   who holds locks and open transactions at the source; how old and how late changes are
-    alarms, screen      what is wrong and what to do; what `admin.py status` shows
+    status/             where every change is, and what is wrong: `admin.py status`
     comparison          the engine of `verify.py`
     letters_screen      what `admin.py dead-letters` shows
     rows                rows of both tables as `test_cdc.py` shows them

@@ -9,8 +9,8 @@ import time
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 
-from cdc.alarms import source_alarms
 from cdc.schema import VERSION
+from cdc.status.alarms import source_alarms
 from harness.consuming import change
 from harness.database import query
 from harness.kafka import client_settings
@@ -24,7 +24,7 @@ from confluent_kafka import Consumer
 
 SOON = (
     "import admin",
-    "from cdc import alarms, flow",
+    "from cdc.status import alarms, flow",
     "alarms.STALLED_AFTER = alarms.HELD_LONG = 0.5; alarms.QUIET_AFTER = 3; flow.STILL_FOR = 0.6",
 )
 TAKE = "SELECT pg_advisory_lock(6513763, {})"

@@ -16,7 +16,7 @@ EMPLOYEE = 1
 def while_a_change_passes(pipeline: Pipeline) -> str:
     """A driver of admin.py: after it has asked for the ends of the topic, one more change is applied, to the end."""
     after = f"""
-from cdc import stages
+from cdc.status import stages
 import psycopg2, time
 bounds = stages.offset_bounds
 def slow(*arguments):

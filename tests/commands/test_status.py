@@ -103,7 +103,10 @@ def test_status_of_a_stage_that_does_not_answer_is_an_error_beside_the_others(pi
     settings, said = NOT_ANSWERING[stage]
     pipeline.environment.update(settings)
     impatient = pipeline.sabotaged(
-        "import admin", "from cdc import status, topic", "status.ANSWER_WAIT = topic.ANSWER_WAIT = 1"
+        "import admin",
+        "from cdc import topic",
+        "from cdc.status import stages",
+        "stages.ANSWER_WAIT = topic.ANSWER_WAIT = 1",
     )
     result = pipeline.run(impatient, "status", "--json")
     assert result.returncode == 1

@@ -53,7 +53,7 @@ def test_a_topic_of_many_partitions_is_shown_by_the_worst_of_them(pipeline: Pipe
 def test_what_takes_long_to_count_is_estimated(shared: Pipeline) -> None:
     slow = shared.sabotaged(
         "import admin",
-        "from cdc import stages",
+        "from cdc.status import stages",
         "stages.COUNT_EMPLOYEES += ', pg_sleep(10)'; stages.COUNT_WAIT = '300ms'",
     )
     query(shared.source(), "INSERT INTO employees (city) VALUES ('Oslo'), ('Rome'), ('Wien'); ANALYZE employees")

@@ -145,7 +145,7 @@ def test_a_prepared_transaction_that_holds_the_lock_is_named(
     begin = "BEGIN; SET LOCAL cdc.notify = off; INSERT INTO employees (emp_id) VALUES (1)"
     query(pipeline.source(), f"{begin}; SELECT pg_advisory_xact_lock(6513763, 1); PREPARE TRANSACTION 'x'")
     assert "held by a prepared transaction" in pipeline.run("producer.py", "--once").stderr
-    impatient = pipeline.sabotaged("import admin", "from cdc import alarms", "alarms.HELD_LONG = 0.01")
+    impatient = pipeline.sabotaged("import admin", "from cdc.status import alarms", "alarms.HELD_LONG = 0.01")
     found = status_of(pipeline, impatient)
     assert "a prepared transaction" in found["source"]["producer_lock_held_by"]
     (held,) = found["source"]["open_transactions"]

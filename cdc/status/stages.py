@@ -8,10 +8,10 @@ from typing import Any
 
 import config
 from cdc import capture, verified
-from cdc.holders import advisory_locks, open_transactions
-from cdc.lateness import Sample, take_sample
 from cdc.postgres import address
 from cdc.schema import find_version
+from cdc.status.holders import advisory_locks, open_transactions
+from cdc.status.lateness import Sample, take_sample
 from cdc.topic import (
     Member,
     committed_offsets,

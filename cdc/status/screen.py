@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-from cdc.alarms import ERROR, total_lag, unread_for_long
+from cdc.status.alarms import ERROR, total_lag, unread_for_long
 from cdc.text import age, count, escape
 
 from rich import box

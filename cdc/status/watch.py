@@ -8,9 +8,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from cdc import cli
-from cdc.alarms import total_lag
-from cdc.flow import Flow
-from cdc.screen import Motion, render
+from cdc.status.alarms import total_lag
+from cdc.status.flow import Flow
+from cdc.status.screen import Motion, render
 
 from rich.console import Console
 from rich.live import Live

@@ -11,10 +11,11 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import config
-from cdc import alarms, cli
-from cdc.lateness import Sample, add_delays, commit_times, log_times, oldest_change
+from cdc import cli
 from cdc.postgres import address, connect, explain
-from cdc.stages import Counter, destination_figures, kafka_figures, source_figures
+from cdc.status import alarms
+from cdc.status.lateness import Sample, add_delays, commit_times, log_times, oldest_change
+from cdc.status.stages import Counter, destination_figures, kafka_figures, source_figures
 
 import psycopg2
 from confluent_kafka import KafkaException

@@ -8,10 +8,11 @@ import logging
 import math
 from typing import Any
 
-from cdc import cli, watch
-from cdc.alarms import ERROR, Alarm
-from cdc.flow import Flow
-from cdc.screen import render
+from cdc import cli
+from cdc.status import watch
+from cdc.status.alarms import ERROR, Alarm
+from cdc.status.flow import Flow
+from cdc.status.screen import render
 from cdc.text import age, escape
 from cdc.waiting import waiter
 
