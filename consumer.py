@@ -138,6 +138,25 @@ def session(destination: Destination, brokers: Brokers, report: Report, stop: cl
         offsets.leave(consumer, stop)
 
 
+def keep_applying(destination: Destination, brokers: Brokers, report: Report, stop: cli.Stop, once: bool) -> None:
+    """Apply in one session after the other, in case that Kafka gives our place to another consumer."""
+    fenced = float("-inf")
+    while True:
+        try:
+            session(destination, brokers, report, stop, once)
+            break
+        except Fenced as error:  # also by ourselves, with a commit that an outage held up
+            if time.monotonic() - fenced < FENCED_AGAIN and not brokers.unsteady():
+                cli.fail(f"Kafka: {error}; does another consumer run with our KAFKA_GROUP_INSTANCE_ID?")
+            log.warning("Kafka: %s; joining the group again", error)
+            fenced, brokers.fatal = time.monotonic(), ""
+        except WrongSetting as error:
+            cli.fail(str(error), cli.WRONG_USE)
+        except cli.Stopped:
+            log.warning("stopped in the middle of a batch; what is left of it will be read again")
+            break
+
+
 @cli.script
 def main() -> None:
     parser = cli.make_parser(__doc__, verbose="log every change, and what the Kafka client says")
@@ -149,23 +168,9 @@ def main() -> None:
     endpoints.serve("consumer")
     limit = GIVE_UP if arguments.once else float("inf")
     bound_waits(limit, brokers)
-    outage = Outage(stop, give_up_after=limit)
-    destination = Destination(outage, DeadLetters(brokers, stop))
-    fenced = float("-inf")
+    destination = Destination(Outage(stop, give_up_after=limit), DeadLetters(brokers, stop))
     try:
-        while True:
-            try:
-                session(destination, brokers, report, stop, arguments.once)
-                break
-            except Fenced as error:  # also by ourselves, with a commit that an outage held up
-                if time.monotonic() - fenced < FENCED_AGAIN and not brokers.unsteady():
-                    cli.fail(f"Kafka: {error}; does another consumer run with our KAFKA_GROUP_INSTANCE_ID?")
-                log.warning("Kafka: %s; joining the group again", error)
-                fenced, brokers.fatal = time.monotonic(), ""
-    except cli.Stopped:
-        log.warning("stopped in the middle of a batch; what is left of it will be read again")
-    except WrongSetting as error:
-        cli.fail(str(error), cli.WRONG_USE)
+        keep_applying(destination, brokers, report, stop, arguments.once)
     finally:
         report.end()
         destination.dead_letters.end()

@@ -82,9 +82,11 @@ def publish_late(producer: Producer, saver: Saver, stop: cli.Stop, page_size: in
     return Published(count, changes, refused)
 
 
-def stream(producer: Producer, saver: Saver, upkeep: Upkeep, brokers: Brokers, outage: Outage, once: bool) -> None:
+def stream(
+    producer: Producer, saver: Saver, upkeep: Upkeep, brokers: Brokers, outage: Outage, report: Report, once: bool
+) -> None:
     """Publish until a stop is requested, or with once until the log is drained."""
-    stop, report, rest = outage.stop, Report(log, "published"), wakeup.Rest(saver.source, outage.stop)
+    stop, rest = outage.stop, wakeup.Rest(saver.source, outage.stop)
     while not stop.requested:
         started = time.monotonic()
         published = run_once(producer, saver, stop)
@@ -100,7 +102,6 @@ def stream(producer: Producer, saver: Saver, upkeep: Upkeep, brokers: Brokers, o
         metrics.published_up_to(saver.position.last_offset, full=published.count >= PAGE)
         report.idle()
         rest.after(published.count, published.count >= PAGE, took, min(upkeep.due, saver.due))
-    report.end()
 
 
 def log_published(report: Report, saver: Saver, published: Published, started: float) -> None:
@@ -115,7 +116,7 @@ def log_published(report: Report, saver: Saver, published: Published, started: f
     report.batch(published.count - published.aside, newest, started, describe_changes, left, full)
 
 
-def session(brokers: Brokers, outage: Outage, stop: cli.Stop, once: bool) -> None:
+def session(brokers: Brokers, outage: Outage, report: Report, stop: cli.Stop, once: bool) -> None:
     """Publish over one connection to the source until a stop is requested, or with once until the log is drained."""
     with closing(connect("source", config.SOURCE_DATABASE_URL)) as source, HEALTH.connection("source"):
         outage.reached = True
@@ -136,24 +137,14 @@ def session(brokers: Brokers, outage: Outage, stop: cli.Stop, once: bool) -> Non
         brokers.mark_up()
         outage.announce(f"publishing from log offset {position.last_offset:,} to topic {config.KAFKA_TOPIC}")
         with Saver(source, position) as saver:
-            stream(producer, saver, Upkeep(source, history), brokers, outage, once)
+            stream(producer, saver, Upkeep(source, history), brokers, outage, report, once)
 
 
-@cli.script
-def main() -> None:
-    parser = cli.make_parser(__doc__, verbose="log every change, and what the Kafka client says")
-    parser.add_argument("--once", action="store_true", help="publish what is in the log, then exit")
-    arguments = parser.parse_args()
-    cli.start_logging(arguments.verbose)
-    gc.set_threshold(cli.FEW_COLLECTIONS)
-    stop, brokers = cli.stop_on_signals(), Brokers()
-    endpoints.serve("producer")
-    limit = GIVE_UP if arguments.once else float("inf")
-    bound_waits(limit, brokers)
-    outage = Outage(stop, give_up_after=limit)
+def keep_publishing(brokers: Brokers, outage: Outage, report: Report, stop: cli.Stop, once: bool) -> None:
+    """Publish in one session after the other, and wait in between for the server that is down."""
     while not stop.requested:
         try:
-            session(brokers, outage, stop, arguments.once)
+            session(brokers, outage, report, stop, once)
             break
         except psycopg2.Error as error:
             wait_for_database(outage, "source", config.SOURCE_DATABASE_URL, error)
@@ -172,6 +163,24 @@ def main() -> None:
             cli.fail(str(error), cli.WRONG_USE)
         except cli.Stopped:
             log.warning("stopped before the page in hand was done; it will be published at the next start")
+
+
+@cli.script
+def main() -> None:
+    parser = cli.make_parser(__doc__, verbose="log every change, and what the Kafka client says")
+    parser.add_argument("--once", action="store_true", help="publish what is in the log, then exit")
+    arguments = parser.parse_args()
+    cli.start_logging(arguments.verbose)
+    gc.set_threshold(cli.FEW_COLLECTIONS)
+    stop, brokers, report = cli.stop_on_signals(), Brokers(), Report(log, "published")
+    endpoints.serve("producer")
+    limit = GIVE_UP if arguments.once else float("inf")
+    bound_waits(limit, brokers)
+    outage = Outage(stop, give_up_after=limit)
+    try:
+        keep_publishing(brokers, outage, report, stop, arguments.once)
+    finally:
+        report.end()
 
 
 if __name__ == "__main__":

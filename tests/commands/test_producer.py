@@ -11,6 +11,11 @@ from harness.producing import create_topic, wait_until_published
 
 import pytest
 
+OURS_ENDED = """
+SELECT pg_terminate_backend(pid) FROM pg_stat_activity
+WHERE datname = current_database() AND application_name LIKE 'employee-cdc%'
+"""
+
 
 @pytest.mark.timing
 def test_a_producer_started_before_anything_is_set_up_names_what_to_run_and_goes_on(bare_pipeline: Pipeline) -> None:
@@ -23,6 +28,15 @@ def test_a_producer_started_before_anything_is_set_up_names_what_to_run_and_goes
     script.wait_for("run python admin.py", 5)
     create_topic(pipeline)
     wait_until_published(source, 10)
+
+
+def test_the_total_at_the_end_counts_what_was_published_before_an_outage_too(running: Pipeline) -> None:
+    producer, source = running.scripts[0], running.source()  # it has published one change
+    query(source, OURS_ENDED)
+    query(source, INSERT)
+    running.wait_until_equal()
+    assert producer.stop() == 0
+    assert "published 2 changes in all" in producer.output()
 
 
 def test_what_is_missing_is_told_once(bare_pipeline: Pipeline) -> None:

@@ -14,6 +14,7 @@ from cdc import cli, wakeup
 from cdc.history import History
 from cdc.kafka import Brokers
 from cdc.outage import Outage
+from cdc.progress import Report
 from cdc.publisher import PAGE
 from cdc.topic import Tail
 from cdc.upkeep import Upkeep
@@ -30,10 +31,12 @@ from psycopg2.extensions import connection as Connection
 @contextmanager
 def streaming(reader: Reader) -> Iterator[Future[None]]:
     """producer.stream beside the test, stopped at the end; what it raised, the test raises."""
-    stop, brokers = cli.Stop(), Brokers()
+    stop, brokers, report = cli.Stop(), Brokers(), Report(producer.log, "published")
     upkeep = Upkeep(reader.source, History(reader.source, Tail(brokers), stop))
     with ThreadPoolExecutor(1) as pool:
-        stream = pool.submit(producer.stream, reader.client, reader.saver, upkeep, brokers, Outage(stop), once=False)
+        stream = pool.submit(
+            producer.stream, reader.client, reader.saver, upkeep, brokers, Outage(stop), report, once=False
+        )
         try:
             yield stream
         finally:
