@@ -8,7 +8,7 @@ somebody else's could be there first.
 from __future__ import annotations
 
 from cdc import cli
-from cdc.postgres import WrongSetting
+from cdc.postgres import WrongSetting, first_line
 from config import SCHEMA
 
 import psycopg2
@@ -55,7 +55,7 @@ def check_or_exit(connection: Connection, side: str) -> None:
     """Check the version, for scripts that do one thing and end."""
     try:
         check_version(connection, side)
-    except psycopg2.OperationalError as error:
-        cli.fail(f"{side}: {error}")
+    except psycopg2.Error as error:
+        cli.fail(f"{side}: {first_line(error)}")
     except WrongSetting as error:
         cli.fail(str(error), cli.WRONG_USE)
