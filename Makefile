@@ -107,6 +107,6 @@ test-compose: $(VENV)/.development  ## both compose files on a real Docker engin
 chaos: $(VENV)/.development  ## faults of all kinds under load for 4 minutes, in sync 10 s after each; wants a quiet machine
 	$(RUN) -m tests.chaos --seconds 240
 faults: $(VENV)/.development  ## what takes minutes: chaos, outages of a minute, 500 random examples, a million rows
-	$(RUN) -m tests.chaos --seconds 240 --limit 30
+	$(RUN) -m tests.chaos --seconds 180 --limit 30
 	$(RUN) -m pytest -m "long and alone"
 	$(RUN) -m pytest -n 2 -m "long and not alone"
