@@ -34,7 +34,7 @@ from confluent_kafka import Consumer, KafkaError, Message
 log = logging.getLogger("consumer")
 
 GIVE_UP = 60.0  # seconds without progress after which --once gives up
-FENCED_AGAIN = 10.0  # seconds after which a consumer that was fenced may be so again
+FENCED_AGAIN = 10.0  # seconds; fenced twice within them, another consumer has our name
 
 KAFKA_SETTINGS = {
     "group.id": config.KAFKA_GROUP_ID,
@@ -112,7 +112,7 @@ def log_applied(report: Report, part: Part, full: bool, started: float, count_le
 def session(destination: Destination, brokers: Brokers, report: Report, stop: cli.Stop, once: bool) -> None:
     """Join the group and apply batches until a stop is requested, or with once until the topic is read to its end.
 
-    Leaves the group in good order, whatever happens. Raises Fenced, Stopped.
+    Leaves the group in good order, whatever happens. Raises Fenced, Stopped, WrongSetting.
     """
     offsets = Offsets(brokers, Outage(stop))
     callbacks = {"on_commit": offsets.on_commit, "enable.partition.eof": once}
@@ -145,7 +145,7 @@ def keep_applying(destination: Destination, brokers: Brokers, report: Report, st
         try:
             session(destination, brokers, report, stop, once)
             break
-        except Fenced as error:  # also by ourselves, with a commit that an outage held up
+        except Fenced as error:  # once may be our own doing: a commit that an outage held up
             if time.monotonic() - fenced < FENCED_AGAIN and not brokers.unsteady():
                 cli.fail(f"Kafka: {error}; does another consumer run with our KAFKA_GROUP_INSTANCE_ID?")
             log.warning("Kafka: %s; joining the group again", error)

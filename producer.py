@@ -35,7 +35,7 @@ from confluent_kafka import KafkaException, Producer
 
 log = logging.getLogger("producer")
 
-GIVE_UP = 60.0  # seconds after which --once gives up
+GIVE_UP = 60.0  # seconds without progress after which --once gives up
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,10 @@ class Published:
 
 
 def run_once(producer: Producer, saver: Saver, stop: cli.Stop, page_size: int = PAGE) -> Published:
-    """Publish one page, and then advance the position. Raises NotPublished, Stopped."""
+    """Publish one page, or all late rows where they are more than a page, and then advance the position.
+
+    Raises NotPublished, Stopped, psycopg2.Error, KafkaException.
+    """
     page = read_page(saver.source, saver.position, page_size)
     if not page.changes:
         saver.advance(page.position_after(saver.position), published=False)
@@ -56,7 +59,7 @@ def run_once(producer: Producer, saver: Saver, stop: cli.Stop, page_size: int = 
     if page.too_many_late:
         return publish_late(producer, saver, stop, page_size)
     aside = publish(producer, page.changes, stop, page.changed_at)
-    # A crash before the position is saved publishes again; the consumer's gate drops what it has already applied.
+    # In memory: stream() saves it soon. A crash before that publishes again, and the consumer's gate drops the repeats.
     saver.advance(page.position_after(saver.position))
     return Published(len(page.changes), without(page.changes, aside), len(aside))
 
@@ -119,7 +122,7 @@ def log_published(report: Report, saver: Saver, published: Published, started: f
 def session(brokers: Brokers, outage: Outage, report: Report, stop: cli.Stop, once: bool) -> None:
     """Publish over one connection to the source until a stop is requested, or with once until the log is drained."""
     with closing(connect("source", config.SOURCE_DATABASE_URL)) as source, HEALTH.connection("source"):
-        outage.reached = True
+        outage.reached = True  # from now on a refused login is an outage, and no wrong setting
         wakeup.introduce(source)
         if once:
             standby.become_active_or_exit(source)
