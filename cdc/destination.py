@@ -44,8 +44,11 @@ class Part:
 
     def describe(self) -> list[Line]:
         """Return a line for each message that was applied."""
-        outcome, lines = "applied" if self.changed else "already applied", list[Line]()
-        for message in self.applied():
+        applied, lines = self.applied(), list[Line]()
+        employees = {read(message.value()).emp_id for message in applied}
+        some = "applied" if self.changed >= len(employees) else "applied, or older than what was"
+        outcome = some if self.changed else "already applied"
+        for message in applied:
             name, log_offset = describe(message.value())
             values = {"log_offset": log_offset, "partition": message.partition(), "offset": message.offset()}
             lines.append((f"{name} → {outcome}, log offset {log_offset}", values))

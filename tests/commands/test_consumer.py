@@ -163,3 +163,12 @@ def test_help_shows_the_purpose_and_an_example(shared: Pipeline) -> None:
     assert result.returncode == 0
     assert "Apply the changes from Kafka to the destination" in result.stdout
     assert "python consumer.py --once" in result.stdout
+
+
+def test_a_batch_of_which_the_gate_drops_a_part_is_not_called_applied(pipeline: Pipeline) -> None:
+    pipeline.send(change(5, 1), partition=0)
+    assert "INSERT employee 1 → applied, log offset 5" in pipeline.run("consumer.py", "--once").stdout
+    pipeline.send(change(3, 1), change(6, 2), change(7, 2, "UPDATE"), partition=0)
+    assert pipeline.run("consumer.py", "--once").stdout.count("→ applied, or older than what was, log offset") == 3
+    pipeline.send(change(8, 2, "UPDATE"), change(9, 2, "UPDATE"), partition=0)
+    assert pipeline.run("consumer.py", "--once").stdout.count("→ applied, log offset") == 2
