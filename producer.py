@@ -11,8 +11,9 @@ from __future__ import annotations
 import gc
 import logging
 import time
+from collections.abc import Callable
 from contextlib import closing
-from dataclasses import dataclass, field
+from functools import partial
 
 import config
 from cdc import cli, endpoints, metrics, standby, wakeup
@@ -21,12 +22,12 @@ from cdc.flush import bound_waits, flusher
 from cdc.health import HEALTH
 from cdc.history import History
 from cdc.kafka import Brokers, advise, make_client, wait_for_login
-from cdc.message import Change, describe, to_json
+from cdc.message import Change
 from cdc.outage import Outage
 from cdc.position import Position, PositionLost, Saver, load_position
 from cdc.postgres import WrongSetting, connect, wait_for_database
-from cdc.progress import Line, Report
-from cdc.publisher import KAFKA_SETTINGS, PAGE, NotPublished, publish
+from cdc.progress import Report
+from cdc.publisher import KAFKA_SETTINGS, PAGE, NotPublished, Published, publish, without
 from cdc.topic import Tail
 from cdc.upkeep import Upkeep
 
@@ -36,15 +37,6 @@ from confluent_kafka import KafkaException, Producer
 log = logging.getLogger("producer")
 
 GIVE_UP = 60.0  # seconds without progress after which --once gives up
-
-
-@dataclass(frozen=True)
-class Published:
-    """What run_once() published: how many changes, and the last page of them."""
-
-    count: int = 0  # 0 when the log is drained
-    changes: list[Change] = field(default_factory=list)
-    aside: int = 0  # how many of them the broker has refused for good
 
 
 def run_once(producer: Producer, saver: Saver, stop: cli.Stop, page_size: int = PAGE) -> Published:
@@ -58,14 +50,10 @@ def run_once(producer: Producer, saver: Saver, stop: cli.Stop, page_size: int = 
         return Published()
     if page.too_many_late:
         return publish_late(producer, saver, stop, page_size)
-    aside = publish(producer, page.changes, stop, page.changed_at)
+    refused = publish(producer, page.changes, stop, page.changed_at)
     # In memory: stream() saves it soon. A crash before that publishes again, and the consumer's gate drops the repeats.
     saver.advance(page.position_after(saver.position))
-    return Published(len(page.changes), without(page.changes, aside), len(aside))
-
-
-def without(changes: list[Change], aside: list[Change]) -> list[Change]:
-    return [change for change in changes if change not in aside] if aside else changes
+    return Published(len(page.changes), without(page.changes, refused), len(refused))
 
 
 def publish_late(producer: Producer, saver: Saver, stop: cli.Stop, page_size: int) -> Published:
@@ -75,14 +63,14 @@ def publish_late(producer: Producer, saver: Saver, stop: cli.Stop, page_size: in
     the end publishes the late rows again.
     """
     position = saver.position
-    count, snapshot, changes, refused = 0, position.snapshot, list[Change](), 0
+    count, snapshot, changes, refused_count = 0, position.snapshot, list[Change](), 0
     for page in late_pages(saver.source, position, page_size):
-        aside = publish(producer, page.changes, stop)
+        refused = publish(producer, page.changes, stop)
         cli.raise_if_requested(stop)
-        count, snapshot, changes = count + len(page.changes), page.snapshot, without(page.changes, aside)
-        refused += len(aside)
+        count, snapshot, changes = count + len(page.changes), page.snapshot, without(page.changes, refused)
+        refused_count += len(refused)
     saver.advance(Position(position.last_offset, snapshot))
-    return Published(count, changes, refused)
+    return Published(count, changes, refused_count)
 
 
 def stream(
@@ -95,28 +83,22 @@ def stream(
         published = run_once(producer, saver, stop)
         took = time.monotonic() - started
         saver.save_if_due()
-        upkeep.run_if_due(saver, full=published.count >= PAGE)
+        upkeep.run_if_due(saver, full=published.full)
         outage.over()  # not before: a session can begin and then fail, again and again
         if published.count:
             brokers.mark_up()
-            log_published(report, saver, published, started)
+            log_published(report, published, started, partial(count_unpublished, saver.source, saver.position))
         elif once:
             break
-        metrics.published_up_to(saver.position.last_offset, full=published.count >= PAGE)
+        metrics.published_up_to(saver.position.last_offset, published.full)
         report.idle()
-        rest.after(published.count, published.count >= PAGE, took, min(upkeep.due, saver.due))
+        rest.after(published.count, published.full, took, until=min(upkeep.due, saver.due))
 
 
-def log_published(report: Report, saver: Saver, published: Published, started: float) -> None:
-    def describe_changes() -> list[Line]:
-        described = (describe(to_json(change)) for change in published.changes)
-        return [(f"{name} → published, log offset {offset}", {"log_offset": offset}) for name, offset in described]
-
-    if not published.changes:
-        return
-    full = published.count >= PAGE
-    left, newest = (lambda: count_unpublished(saver.source, saver.position)), published.changes[-1].cdc_id
-    report.batch(published.count - published.aside, newest, started, describe_changes, left, full)
+def log_published(report: Report, published: Published, started: float, count_left: Callable[[], int]) -> None:
+    if published.changes:
+        count, newest = published.count - published.refused, published.changes[-1].cdc_id
+        report.batch(count, newest, started, published.describe, count_left, published.full)
 
 
 def session(brokers: Brokers, outage: Outage, report: Report, stop: cli.Stop, once: bool) -> None:
@@ -127,7 +109,7 @@ def session(brokers: Brokers, outage: Outage, report: Report, stop: cli.Stop, on
         if once:
             standby.become_active_or_exit(source)
         producer = make_client(Producer, KAFKA_SETTINGS, brokers)
-        wait_for_login(producer, brokers)
+        wait_for_login(producer, brokers)  # before the lock: another producer may be let in
         standby.become_active(source, stop)
         if stop.requested:
             return

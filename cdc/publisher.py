@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 from contextlib import suppress
+from dataclasses import dataclass, field
 from typing import Any
 
 import config
@@ -12,7 +13,8 @@ from cdc import cli, delay, metrics, signature
 from cdc.dead_letters import produce_all
 from cdc.flush import Flush
 from cdc.kafka import advise
-from cdc.message import Change, to_json
+from cdc.message import Change, describe, to_json
+from cdc.progress import Line
 from employee import CDC_COLUMNS
 
 from confluent_kafka import KafkaError, KafkaException, Producer
@@ -52,6 +54,32 @@ class Refused(Exception):
 
 
 @metrics.PUBLISH_DURATION.timed
+@dataclass(frozen=True)
+class Published:
+    """What the producer has published at a time: how many changes, and the last page of them."""
+
+    count: int = 0  # 0 when the log is drained
+    changes: list[Change] = field(default_factory=list)
+    refused: int = 0  # how many of them the broker has refused for good; they are not in `changes`
+
+    @property
+    def full(self) -> bool:
+        """Whether more may be waiting."""
+        return self.count >= PAGE
+
+    def describe(self) -> list[Line]:
+        """Return a line for each of the changes."""
+        lines = list[Line]()
+        for change in self.changes:
+            name, log_offset = describe(to_json(change))
+            lines.append((f"{name} → published, log offset {log_offset}", {"log_offset": log_offset}))
+        return lines
+
+
+def without(changes: list[Change], refused: list[Change]) -> list[Change]:
+    return [change for change in changes if change not in refused] if refused else changes
+
+
 def publish(producer: Producer, page: list[Change], stop: cli.Stop, changed_at: str | None = None) -> list[Change]:
     """Hand a page to Kafka and wait until all of it is acknowledged.
 
