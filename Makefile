@@ -40,9 +40,9 @@ load: $(VENV)/.scripts  ## invented employees and 50 changes a second until Ctrl
 	@$(RUN) load.py --rows 5000 --rate 50
 
 .PHONY: test
-test: lint  ## lint, types, and the suite on real servers: first what needs the machine alone; within 13 minutes
+test: lint  ## lint, types, and the suite on real servers: first what needs the machine alone; within 15 minutes
 	$(RUN) -m pytest -m "alone and not long"
-	$(RUN) -m pytest -n 2 -m "not alone and not long and not compose"
+	$(RUN) -m pytest -n 3 -m "not alone and not long and not compose"
 
 .PHONY: lint
 lint: $(VENV)/.development  ## ruff and mypy --strict
@@ -109,4 +109,4 @@ chaos: $(VENV)/.development  ## faults of all kinds under load for 4 minutes, in
 faults: $(VENV)/.development  ## what takes minutes: chaos, outages of a minute, 500 random examples, a million rows
 	$(RUN) -m tests.chaos --seconds 180 --limit 30
 	$(RUN) -m pytest -m "long and alone"
-	$(RUN) -m pytest -n 2 -m "long and not alone"
+	$(RUN) -m pytest -n 3 -m "long and not alone"

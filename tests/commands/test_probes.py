@@ -49,6 +49,7 @@ def test_a_producer_that_stands_by_is_ready_and_not_active(shared: Pipeline) -> 
             wait_until(lambda: scrape(port)["producer_active"] == 1)
 
 
+@pytest.mark.long
 def test_a_consumer_without_its_destination_shows_the_growing_lag(shared: Pipeline) -> None:
     port, source = free_port(), shared.source()
     shared.drain()

@@ -37,7 +37,7 @@ def told(systemd: socket.socket) -> str:
     return systemd.recv(1000).decode()
 
 
-@pytest.mark.parametrize("script", ["producer.py", "consumer.py"])
+@pytest.mark.parametrize("script", [pytest.param("producer.py", marks=pytest.mark.long), "consumer.py"])
 def test_a_script_tells_that_it_is_up_that_it_turns_and_that_it_stops(
     shared: Pipeline, systemd: socket.socket, script: str
 ) -> None:

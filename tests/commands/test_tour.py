@@ -22,6 +22,7 @@ def check(document: str, folder: Path) -> None:
     assert not different, "look at it, and if it is right: make tour\n" + "\n".join(different)
 
 
+@pytest.mark.long
 def test_each_step_of_the_tour_prints_what_the_tour_shows(stack: None, tmp_path: Path) -> None:
     steps, _, exercises = TOUR.read_text(encoding="utf-8").partition("## Exercises")
     assert exercises

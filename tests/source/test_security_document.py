@@ -75,6 +75,7 @@ def found(pipeline: Pipeline) -> dict[str, int]:
     return tables | ({"topic": messages} if messages else {})
 
 
+@pytest.mark.long
 def test_an_erasure_reaches_all_and_is_not_taken_for_a_loss(pipeline: Pipeline) -> None:
     source = pipeline.source()
     query(source, "INSERT INTO employees (emp_id, last_name) VALUES (7, 'Lovelace'), (8, 'Hopper')")
