@@ -30,7 +30,7 @@ COMPLAINT_GRACE = 2.0  # seconds after which a refused login is taken for a wron
 LOGIN_WAIT = 8.0  # seconds for the brokers to let us in, or to refuse us for longer than COMPLAINT_GRACE
 ASK_AGAIN = 3.0  # seconds between two looks at the brokers' ports
 
-TIMES = re.compile(r" ?\(after \d+ms.*?\)|\d+ identical.*")
+TIMES = re.compile(r" ?\(after \d+ms.*\)|\d+ identical.*")
 UNKNOWN_SETTING = re.compile(r'No such configuration property: "(.*)"')
 NOT_TEXT = ("logger", "default.topic.config", "opaque", "interceptors")  # settings that only a program can give
 

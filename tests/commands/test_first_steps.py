@@ -8,6 +8,7 @@ import sys
 import time
 
 from cdc import __version__
+from cdc.kafka import Brokers
 from harness import ROOT
 from harness.pipeline import Pipeline
 
@@ -41,6 +42,21 @@ def test_a_kafka_host_that_does_not_resolve_is_logged_once(pipeline: Pipeline, s
     assert len([line for line in lines if "resolve" in line]) == 1, lines
     assert len(lines) <= 4, lines
     assert started.stop() == 0
+
+
+def test_what_the_kafka_client_says_again_with_another_time_or_a_count_is_not_logged_again(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    text, brokers = "kafka:9092/bootstrap: Failed to resolve 'kafka:9092': Name or service not known", Brokers()
+    for times in (
+        " (after 3ms in state CONNECT)",
+        " (after 0ms in state CONNECT, 1 identical error(s) suppressed)",
+        "",
+    ):
+        brokers.warn_once(f"{text}{times}")
+    assert len(caplog.messages) == 1
+    brokers.warn_once(text.replace("kafka", "another"))
+    assert len(caplog.messages) == 2
 
 
 def test_what_admin_keeps_of_an_existing_topic_is_said(pipeline: Pipeline) -> None:
