@@ -9,6 +9,7 @@ For tests and benchmarks:
     kafka         what a topic holds
     waiting       wait for what must come true soon
     own_servers   a set of servers that may be killed
+    roles, rights a role of a test's own; the rights that we grant, and who has exactly these
     scraping      what a script shows over HTTP, and a Prometheus that reads it
     proxy         connections that may be cut, held up and slowed
 

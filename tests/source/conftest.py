@@ -12,10 +12,11 @@ from cdc.kafka import Brokers, make_client
 from cdc.message import Change
 from cdc.position import Saver, load_position
 from harness.capturing import SOURCE
-from harness.database import query
+from harness.database import administer, query
 from harness.log_reader import Reader
-from harness.pipeline import Pipeline
+from harness.pipeline import Pipeline, new_pipeline
 from harness.producing import set_up_here
+from harness.rights import PASSWORD, ROLES, Doors
 
 import pytest
 from confluent_kafka import Producer
@@ -66,3 +67,25 @@ def source(bare_pipeline: Pipeline) -> Connection:
     connection = bare_pipeline.source()
     query(connection, SOURCE)
     return connection
+
+
+@pytest.fixture(scope="module")
+def doors(stack: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Doors]:
+    """A pipeline that cdc_setup has set up, that has carried two employees and has these rights."""
+    with new_pipeline(tmp_path_factory.mktemp("rights")) as pipeline:
+        doors = Doors(pipeline, pipeline.name)
+        names = [doors.role(role) for role in ROLES]
+        for url in (config.SOURCE_DATABASE_URL, config.DESTINATION_DATABASE_URL):
+            administer(url, "; ".join(f"CREATE ROLE {name} LOGIN PASSWORD '{PASSWORD}'" for name in names))
+        try:
+            doors.lock("cdc_setup")
+            for result in (doors.run("cdc_setup", "db_setup.py"), pipeline.run("admin.py")):
+                assert result.returncode == 0, result.stdout + result.stderr
+            doors.as_superuser("source", "INSERT INTO employees (city) VALUES ('Oslo'), ('Bern')")
+            pipeline.drain()
+            doors.lock()
+            yield doors
+        finally:
+            pipeline.drop()
+            for url in (config.SOURCE_DATABASE_URL, config.DESTINATION_DATABASE_URL):
+                administer(url, f"DROP ROLE {', '.join(names)}")
