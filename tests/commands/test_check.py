@@ -57,7 +57,7 @@ def test_a_right_set_up_is_one_line_each_and_exit_0(shared: Pipeline) -> None:
     assert {line.split()[0] for line in lines} == {"ok"}
     shown = dict(line[6:].split(": ", 1) for line in lines)
     assert shown["KAFKA_TOPIC"] == f"{shared.topic} (environment)"
-    assert shown["SOURCE_DATABASE_URL"].endswith(f"@localhost:5433/{shared.name} (environment)")
+    assert shown["SOURCE_DATABASE_URL"].endswith(f"@{shared.source_url.rpartition('@')[2]} (environment)")
     assert shown["POLL_INTERVAL"] == "0.5 (default)"
     assert shown[f"topic {shared.topic}"] == "partitions 3, replicas 1, all in sync"
     for side, script in (("source", "producer.py"), ("destination", "consumer.py")):
