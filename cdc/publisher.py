@@ -53,7 +53,6 @@ class Refused(Exception):
     """The broker refuses some of the messages for good."""
 
 
-@metrics.PUBLISH_DURATION.timed
 @dataclass(frozen=True)
 class Published:
     """What the producer has published at a time: how many changes, and the last page of them."""
@@ -80,6 +79,7 @@ def without(changes: list[Change], refused: list[Change]) -> list[Change]:
     return [change for change in changes if change not in refused] if refused else changes
 
 
+@metrics.PUBLISH_DURATION.timed
 def publish(producer: Producer, page: list[Change], stop: cli.Stop, changed_at: str | None = None) -> list[Change]:
     """Hand a page to Kafka and wait until all of it is acknowledged.
 

@@ -89,6 +89,16 @@ def test_prometheus_reads_what_was_sent(watched: Watched, tmp_path: Path) -> Non
     assert 0 < seconds / count < 5
 
 
+def test_each_page_is_timed_and_an_empty_poll_is_none(watched: Watched) -> None:
+    before = scrape(watched.published)
+    query(watched.pipeline.source(), INSERT, {"rows": 100})
+    watched.pipeline.wait_until_equal()
+    polls = before["poll_duration_seconds_count"] + 5
+    wait_until(lambda: scrape(watched.published)["poll_duration_seconds_count"] > polls)
+    after = scrape(watched.published)
+    assert after["publish_duration_seconds_count"] == after["batch_changes_count"] > before["batch_changes_count"]
+
+
 @pytest.mark.parametrize("script", ["published", "applied"])
 def test_prometheus_finds_no_fault_with_the_names_and_texts(watched: Watched, script: str) -> None:
     if shutil.which("promtool") is None:
