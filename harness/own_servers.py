@@ -68,6 +68,20 @@ def own_database(name: str, offset: int, **settings: str) -> Iterator[Server]:
 
 
 @contextmanager
+def own_source(offset: int) -> Iterator[Server]:
+    """Start a source alone, and remove it afterwards. Meanwhile Pipeline, and the scripts it starts, use it."""
+    server = next(server for server in servers.servers(offset) if server.name == "source")
+    with ours_alone(state := Path(server.state)), pytest.MonkeyPatch.context() as patch:
+        patch.setattr(config, "SOURCE_DATABASE_URL", url(server.port))
+        purge(state)
+        try:
+            servers.up([server])
+            yield server
+        finally:
+            purge(state)
+
+
+@contextmanager
 def ours_alone(state: Path) -> Iterator[None]:
     """Keep other runs from these servers. What a run that was killed has left there is nobody's."""
     state.parent.mkdir(parents=True, exist_ok=True)

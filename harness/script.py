@@ -6,7 +6,8 @@ import os
 import signal
 import subprocess
 import sys
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -49,6 +50,16 @@ class Script:
 
     def kill(self) -> None:
         self.stop(signal.SIGKILL)
+
+
+@contextmanager
+def halted(script: Script) -> Iterator[None]:
+    """The script is there but does nothing."""
+    script.process.send_signal(signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        script.process.send_signal(signal.SIGCONT)
 
 
 def launch(log: Path, *arguments: str, **environment: str) -> Script:

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import re
-import signal
 import socket
 import time
 from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing
 
 from cdc.schema import VERSION
 from cdc.status.alarms import source_alarms
@@ -15,7 +14,7 @@ from harness.consuming import change
 from harness.database import query
 from harness.kafka import client_settings
 from harness.pipeline import Pipeline
-from harness.script import Script
+from harness.script import halted
 from harness.showing import alarms, screen, status_of
 from harness.waiting import wait_until
 
@@ -58,15 +57,6 @@ def wait_until_in_order(pipeline: Pipeline) -> None:
 def quick(shared: Pipeline) -> str:
     """admin.py, which raises its alarms sooner."""
     return shared.sabotaged(*SOON)
-
-
-@contextmanager
-def halted(script: Script) -> Iterator[None]:
-    script.process.send_signal(signal.SIGSTOP)
-    try:
-        yield
-    finally:
-        script.process.send_signal(signal.SIGCONT)
 
 
 def update(pipeline: Pipeline, emp_id: int) -> None:

@@ -5,12 +5,10 @@ from __future__ import annotations
 import re
 import signal
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
 
 from harness.database import ROWS, query
 from harness.pipeline import Pipeline
-from harness.script import Script
+from harness.script import halted
 from harness.waiting import wait_until
 
 import pytest
@@ -30,16 +28,6 @@ def others(shared_running: Pipeline) -> None:
 def impatient(shared_running: Pipeline) -> str:
     """test_cdc.py, but it waits 1 s for a change instead of 15."""
     return shared_running.sabotaged("import test_cdc", "test_cdc.WAIT = test_cdc.GRACE = 1")
-
-
-@contextmanager
-def halted(script: Script) -> Iterator[None]:
-    """The script is there but does nothing."""
-    script.process.send_signal(signal.SIGSTOP)
-    try:
-        yield
-    finally:
-        script.process.send_signal(signal.SIGCONT)
 
 
 def test_it_shows_each_step_passes_and_leaves_nothing_behind(shared_running: Pipeline) -> None:

@@ -6,10 +6,9 @@ from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
 
-import config
 from harness.database import database_url, query
 from harness.log_reader import INSERT
-from harness.own_servers import copy_data, ours_alone, purge, url
+from harness.own_servers import copy_data, ours_alone, own_source, purge, url
 from harness.pipeline import Pipeline, new_pipeline
 from harness.producing import set_up_here, wait_until_published
 from stack import servers
@@ -24,16 +23,9 @@ LOOK_SOON = "history.TOPIC_EVERY = upkeep.EVERY = 0.2"
 
 
 @pytest.fixture
-def original(stack: None, monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
-    server = next(server for server in servers.servers(OFFSET) if server.name == "source")
-    monkeypatch.setattr(config, "SOURCE_DATABASE_URL", url(server.port))
-    with ours_alone(state := Path(server.state)):
-        purge(state)
-        try:
-            servers.up([server])
-            yield server
-        finally:
-            purge(state)
+def original(stack: None) -> Iterator[Server]:
+    with own_source(OFFSET) as found:
+        yield found
 
 
 @pytest.fixture

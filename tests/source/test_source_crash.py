@@ -7,10 +7,9 @@ import signal
 from collections.abc import Iterator
 from pathlib import Path
 
-import config
 from harness.database import query
 from harness.log_reader import INSERT
-from harness.own_servers import ours_alone, purge, url
+from harness.own_servers import own_source
 from harness.pipeline import Pipeline, new_pipeline
 from harness.producing import set_up_here
 from stack import servers
@@ -23,17 +22,10 @@ WAL_WRITER = "SELECT pid FROM pg_stat_activity WHERE backend_type = 'walwriter'"
 
 
 @pytest.fixture
-def server(stack: None, monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
+def server(stack: None) -> Iterator[Server]:
     """A source of the test's own, which it may kill."""
-    server = next(server for server in servers.servers(OFFSET) if server.name == "source")
-    monkeypatch.setattr(config, "SOURCE_DATABASE_URL", url(server.port))
-    with ours_alone(state := Path(server.state)):
-        purge(state)
-        try:
-            servers.up([server])
-            yield server
-        finally:
-            purge(state)
+    with own_source(OFFSET) as found:
+        yield found
 
 
 def test_published_changes_that_a_crash_of_the_source_loses_are_noticed(server: Server, tmp_path: Path) -> None:
