@@ -49,8 +49,13 @@ def database_url(url: str, database: str) -> str:
     return url.rsplit("/", 1)[0] + f"/{database}"
 
 
+def connect(url: str) -> Connection:
+    """An autocommit connection; psycopg2.OperationalError from a server that does not answer within 10 s."""
+    connection: Connection = psycopg2.connect(url, connect_timeout=10)
+    connection.autocommit = True
+    return connection
+
+
 def administer(url: str, statement: str) -> None:
-    with closing(psycopg2.connect(url)) as connection:
-        connection.autocommit = True
-        with connection.cursor() as cursor:
-            cursor.execute(statement)
+    with closing(connect(url)) as connection, connection.cursor() as cursor:
+        cursor.execute(statement)

@@ -16,12 +16,11 @@ from typing import Any
 
 import config
 from harness import ROOT
-from harness.database import ROWS, administer, database_url, query
+from harness.database import ROWS, administer, connect, database_url, query
 from harness.kafka import all_messages, client_settings, delete_topics
 from harness.script import Script, launch, peak_memory
 from harness.waiting import at_once, wait_until
 
-import psycopg2
 from confluent_kafka import Message, Producer
 from psycopg2.extensions import connection as Connection
 
@@ -124,10 +123,8 @@ class Pipeline:
         return self._connect(self.destination_url)
 
     def _connect(self, url: str) -> Connection:
-        connection: Connection = psycopg2.connect(url)
-        connection.autocommit = True
-        self.connections.append(connection)
-        return connection
+        self.connections.append(connect(url))
+        return self.connections[-1]
 
     def equal(self) -> bool:
         with self._both() as (source, destination):
@@ -145,10 +142,9 @@ class Pipeline:
     def _both(self) -> Iterator[tuple[Connection, Connection]]:
         """Connections of our own to both sides: a test may have given up its own."""
         with (
-            closing(psycopg2.connect(self.source_url)) as source,
-            closing(psycopg2.connect(self.destination_url)) as destination,
+            closing(connect(self.source_url)) as source,
+            closing(connect(self.destination_url)) as destination,
         ):
-            source.autocommit = destination.autocommit = True
             yield source, destination
 
     def outputs(self) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from multiprocessing.pool import ThreadPool
 from typing import Any
 
 
@@ -19,7 +19,10 @@ def wait_until(condition: Callable[[], Any], seconds: float = 20.0, what: str | 
 
 
 def at_once(*calls: Callable[[], object]) -> None:
-    """Make all calls at the same time, and return when all are done; what one of them raises is raised here."""
-    with ThreadPoolExecutor(len(calls)) as pool:
-        for call in [pool.submit(call) for call in calls]:
-            call.result()
+    """Make all calls at the same time, and return when all are done; what one of them raises is raised here.
+
+    A call that hangs is left to itself when the test's time is up: a ThreadPoolExecutor would wait for it.
+    """
+    with ThreadPool(len(calls)) as pool:
+        for result in [pool.apply_async(call) for call in calls]:
+            result.get()

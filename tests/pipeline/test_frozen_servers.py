@@ -44,23 +44,25 @@ def carrying(own: dict[str, Server], tmp_path: Path) -> Iterator[Pipeline]:
         yield pipeline
 
 
-def processes(server: Server) -> list[int]:
-    """A server's process and the processes that it has started."""
-    first = servers.pid(server)
-    assert first
-    children = Path(f"/proc/{first}/task/{first}/children").read_text(encoding="ascii")
-    return [first, *map(int, children.split())]
+def children(process: int) -> list[int]:
+    return [int(child) for child in Path(f"/proc/{process}/task/{process}/children").read_text("ascii").split()]
 
 
 @contextmanager
 def frozen(server: Server, topic: str) -> Iterator[None]:
-    stopped = processes(server)
-    for process in stopped:
-        os.kill(process, signal.SIGSTOP)
+    """The server's process and those that it has started stand still.
+
+    The server's own first: from then on none of the others comes, and none that ends is gone before it is stopped.
+    """
+    first = servers.pid(server)
+    assert first
+    os.kill(first, signal.SIGSTOP)
     try:
+        for child in children(first):
+            os.kill(child, signal.SIGSTOP)
         yield
     finally:
-        for process in stopped:
+        for process in [first, *children(first)]:
             with suppress(ProcessLookupError):
                 os.kill(process, signal.SIGCONT)
         if server.kind == "kafka":

@@ -1,0 +1,1 @@
+"""harness/: what the tests are written with."""
