@@ -30,6 +30,7 @@ from cdc.check import report as check
 from cdc.kafka import Brokers, make_client, wait_for_login
 from cdc.postgres import WrongSetting
 from cdc.status import forms as status
+from cdc.text import counted
 from cdc.topic import (
     committed_offsets,
     group_members,
@@ -85,7 +86,7 @@ def create(admin: AdminClient, partitions: int | None, replication: int | None) 
         if topic.topic in existing:
             keep_or_extend(admin, topic.topic, existing[topic.topic], asked, replication)
         elif wait_until_done(admin.create_topics([topic])):
-            print(f"topic {topic.topic} created, {in_words(topic.num_partitions)}")
+            print(f"topic {topic.topic} created, {counted(topic.num_partitions, 'partition')}")
         else:
             print(f"topic {topic.topic} exists")
 
@@ -95,18 +96,14 @@ def keep_or_extend(admin: AdminClient, name: str, topic: Any, partitions: int | 
     count, replicas = len(topic.partitions), len(topic.partitions[0].replicas)
     if partitions and partitions > count:
         wait_until_done(admin.create_partitions([NewPartitions(name, partitions)]))
-        print(f"topic {name}: {in_words(partitions)}, {count} before")
+        print(f"topic {name}: {counted(partitions, 'partition')}, {count} before")
         return
     kept = ""
     if partitions and partitions < count:
         kept += f"; kept, not reduced to {partitions}: that would delete messages"
     if replication and replication != replicas:
         kept += f"; replication factor {replicas} kept: kafka-reassign-partitions changes it"
-    print(f"topic {name} exists, {in_words(count)}{kept}")
-
-
-def in_words(partitions: int) -> str:
-    return f"{partitions} partition" + ("s" if partitions != 1 else "")
+    print(f"topic {name} exists, {counted(count, 'partition')}{kept}")
 
 
 def wait_until_done(futures: dict[str, Any]) -> bool:
@@ -161,7 +158,7 @@ def rewind(admin: AdminClient, since: int | None) -> None:
         set_offsets(admin, starts, identity)
     again = sum(ours[number] - start for number, start in starts.items())
     again += sum(end - first for number, (first, end) in bounds.items() if number not in ours)
-    print(f"group {config.KAFKA_GROUP_ID} reads {again:,} messages of topic {config.KAFKA_TOPIC} again")
+    print(f"group {config.KAFKA_GROUP_ID} reads {counted(again, 'message')} of topic {config.KAFKA_TOPIC} again")
     if again and (letters := count_letters_ever(admin, existing)):
         print(f"a message that became a dead letter becomes one again, even if it was discarded: up to {letters:,}")
 

@@ -20,6 +20,7 @@ import config
 from cdc import bar, capture, cli, roles
 from cdc.postgres import WrongSetting, address, connect_within, first_line
 from cdc.schema import find_version, refuse_newer
+from cdc.text import counted
 from config import SCHEMA
 from employee import CDC_COLUMNS
 
@@ -147,7 +148,7 @@ def move_old_log(source: Connection) -> None:
             print(f"source: rows with another action than INSERT, UPDATE and DELETE stay in emp_cdc_old: {kept:,}")
         else:
             cursor.execute(DROP_OLD)
-    print(f"source: old log upgraded, {moved:,} rows")
+    print(f"source: old log upgraded, {counted(moved, 'row')}")
 
 
 @cli.script

@@ -20,6 +20,7 @@ from dataclasses import dataclass, field
 import config
 from cdc import cli
 from cdc.postgres import connect_within, explain
+from cdc.text import counted
 from config import SCHEMA
 
 import psycopg2
@@ -106,7 +107,7 @@ def run(playground: Playground, rate: float, seconds: float, stop: cli.Stop) -> 
         count += 1
         now = time.monotonic()
         if now - reported >= LINE_EVERY:
-            log.info("%s changes, %.0f a second", f"{count:,}", (count - shown) / (now - reported))
+            log.info("%s, %.0f a second", counted(count, "change"), (count - shown) / (now - reported))
             reported, shown = now, count
         due = max(due + 1 / rate, now - LATE)
         stop.sleep(min(due, started + seconds) - now)
@@ -155,8 +156,8 @@ def main() -> None:
             count = run(playground, arguments.rate, arguments.seconds, stop)
         except psycopg2.Error as error:
             cli.fail(explain("source", config.SOURCE_DATABASE_URL, error))
-    left = f"{len(playground.ids):,} invented employees stay; python load.py --remove deletes them"
-    print(f"{count:,} changes; {left}")
+    left = f"{counted(len(playground.ids), 'invented employee')}; python load.py --remove deletes them"
+    print(f"{counted(count, 'change')}; {left}")
 
 
 if __name__ == "__main__":

@@ -16,7 +16,7 @@ import config
 from cdc import cli, rows
 from cdc.comparison import Comparison, Side
 from cdc.postgres import WrongSetting, connect, connect_within, explain
-from cdc.text import count
+from cdc.text import counted
 from config import SCHEMA
 from employee import EMPLOYEE_COLUMNS, Employee
 
@@ -123,7 +123,7 @@ def check(console: Console, source: Connection, destination: Connection, stop: c
         different = count_differing(source, destination, stop)
     finally:
         take_back(emp_id)
-    how_many = f"{count(different, 'employee')} {'differs' if different == 1 else 'differ'}; run python verify.py"
+    how_many = f"{counted(different, 'employee')} {'differs' if different == 1 else 'differ'}; run python verify.py"
     console.print(f"\n{how_many}" if different else "\nboth tables are equal")
     return different == 0
 

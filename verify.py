@@ -23,7 +23,7 @@ from cdc import cli, schema, verified
 from cdc.bar import progress
 from cdc.comparison import Comparison, Side
 from cdc.postgres import connect_within
-from cdc.text import escape
+from cdc.text import counted, escape
 from employee import EMPLOYEE_COLUMNS
 
 from rich.console import Console
@@ -75,9 +75,9 @@ def print_result(comparison: Comparison, seconds: float, console: Console) -> No
     if comparison.on_their_way:
         console.print(f"{comparison.on_their_way:,} of them wait for a change {advice(comparison)}", soft_wrap=True)
     if comparison.repaired:
-        console.print(f"{comparison.repaired:,} employees repaired")
-    verdict = f"DIFFERENT: {comparison.different:,} employees" if comparison.different else "EQUAL"
-    console.print(f"{verdict}; {comparison.rows:,} rows compared in {seconds:.1f} s")
+        console.print(f"{counted(comparison.repaired, 'employee')} repaired")
+    verdict = f"DIFFERENT: {counted(comparison.different, 'employee')}" if comparison.different else "EQUAL"
+    console.print(f"{verdict}; {counted(comparison.rows, 'row')} compared in {seconds:.1f} s")
 
 
 def in_words(row: dict[str, Any] | None, other: dict[str, Any] | None) -> Text:

@@ -17,6 +17,7 @@ from typing import Any
 from cdc import capture, cli
 from cdc.history import MAX_SEQUENCE_JUMP, SEQUENCE
 from cdc.postgres import explain
+from cdc.text import counted
 from config import SCHEMA
 from employee import EMPLOYEE_COLUMNS, INT4
 
@@ -254,7 +255,7 @@ class Comparison:
             if len(self.suspects) > most:
                 stop.sleep(max(pause, time.monotonic() - started))
                 if pause < LONGEST_PAUSE <= 1.5 * pause:
-                    print(f"waiting for changes of {len(self.suspects):,} employees", file=sys.stderr)
+                    print(f"waiting for changes of {counted(len(self.suspects), 'employee')}", file=sys.stderr)
                 pause = min(1.5 * pause, LONGEST_PAUSE)  # also the time between two tries for a lock
 
     def recheck(self, last: bool) -> None:

@@ -20,7 +20,7 @@ from cdc.bar import progress
 from cdc.flush import flush
 from cdc.kafka import Brokers, advise, make_client
 from cdc.progress import LINES_PER_SECOND, NAMED, Line
-from cdc.text import count as in_words
+from cdc.text import counted
 from cdc.topic import partition_numbers
 
 from confluent_kafka import Consumer, KafkaError, KafkaException, Message, Producer, TopicPartition
@@ -112,7 +112,7 @@ class DeadLetters:
                 for message, error in letters
             ]
         elif count and self.lines < 1:
-            lines = [(f"{count:,} messages → dead letters; such as {self.example}", {"count": count})]
+            lines = [(f"{counted(count, 'message')} → dead letters; such as {self.example}", {"count": count})]
         else:
             return
         self.lines += len(lines)
@@ -124,7 +124,7 @@ class DeadLetters:
         self.second = 0.0
         self.report()
         if self.total:
-            log.info("sent %s dead letters in all", f"{self.total:,}", extra={"count": self.total})
+            log.info("sent %s in all", counted(self.total, "dead letter"), extra={"count": self.total})
 
 
 def to_message(letter: Letter) -> dict[str, Any]:
@@ -249,7 +249,7 @@ def discard(reader: Consumer, admin: AdminClient, sure: bool) -> None:
     if not count(bounds):
         print("no dead letters")
         return
-    if not sure and not cli.confirm(f"Delete {in_words(count(bounds), 'dead letter')}?", "--discard"):
+    if not sure and not cli.confirm(f"Delete {counted(count(bounds), 'dead letter')}?", "--discard"):
         cli.fail("nothing deleted")
     delete_before(admin, {number: end for number, (first, end) in bounds.items() if first < end})
     print(f"dead letters deleted: {count(bounds):,}")

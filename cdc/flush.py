@@ -12,6 +12,7 @@ from math import inf
 from cdc import cli
 from cdc.kafka import Brokers, advise, make_client
 from cdc.outage import LongWait
+from cdc.text import counted
 from cdc.waiting import waiter
 
 from confluent_kafka import KafkaException, Producer
@@ -97,7 +98,7 @@ class Flush:
             return ""
         if topic.error is not None:
             return f"topic {self.topic}: {topic.error.str()}{advise(topic.error, f'WRITE on topic {self.topic}')}"
-        return f"topic {self.topic}: {self.unacknowledged:,} messages are not acknowledged{describe(topic)}"
+        return f"topic {self.topic}: {counted(self.unacknowledged, 'message')} not acknowledged{describe(topic)}"
 
     def no_answer(self) -> str:
         return f"topic {self.topic}: Kafka at {flusher.brokers.bootstrap} does not answer"

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 import config
 from cdc import bar
+from cdc.text import counted
 
 Line = tuple[str, dict[str, int | None]]  # what is logged, and its values by the names in cdc/logs.py
 
@@ -73,7 +74,7 @@ class Report:
     def end(self) -> None:
         if self.unreported:
             self._report(0)
-        self.log.info("%s %s changes in all", self.verb, f"{self.total:,}", extra={"count": self.total})
+        self.log.info("%s %s in all", self.verb, counted(self.total, "change"), extra={"count": self.total})
 
     def _report(self, left: int) -> None:
         rate = self.unreported / max(self.busy, 0.001)
@@ -83,7 +84,7 @@ class Report:
             done, total = self.unreported, self.unreported + left
             bar.draw(sys.stdout, done, total, bar.describe(done, total, f"changes {self.verb}", rate))
             return
-        text = f"{self.verb} {self.unreported:,} changes up to log offset {self.log_offset:,}"
+        text = f"{self.verb} {counted(self.unreported, 'change')} up to log offset {self.log_offset:,}"
         text += f" in {self.busy * 1000:,.0f} ms"
         if left > 0:
             text += f"; about {left:,} left, {left / rate:,.0f} s at {rate:,.0f}/s"

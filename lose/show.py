@@ -6,6 +6,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from cdc.text import counted
 from lose import keys
 from lose.experiment import Experiment, Side
 from lose.faults import KEYS
@@ -46,7 +47,7 @@ class Lines:
             return
         self.due = time.monotonic() + LINE_EVERY
         sides = "; ".join(f"{side.title} {', '.join(counts(side, rows))}" for side in experiment.sides)
-        self.event(f"{len(rows):,} rows written; {sides}")
+        self.event(f"{counted(len(rows), 'row')} written; {sides}")
 
 
 class Terminal(Lines):

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from cdc.schema import VERSION
-from cdc.text import age, count, escape
+from cdc.text import age, counted, escape
 from cdc.waiting import describe_session
 
 STALLED_AFTER = 10.0  # seconds without a move after which changes that wait look stuck
@@ -98,7 +98,7 @@ def producer_alarms(source: dict[str, Any]) -> Iterator[Alarm]:
     elif not source["active_producer"]:
         yield Alarm("producer", ERROR, "no producer is active", "start python producer.py")
     elif source["producer_stuck"]:
-        waiting, oldest = count(source["unpublished"], "change"), age(source["oldest_unpublished_seconds"])
+        waiting, oldest = counted(source["unpublished"], "change"), age(source["oldest_unpublished_seconds"])
         what = f"the producer ({name}) publishes nothing; the oldest of {waiting} waits for {oldest}"
         yield Alarm("producer", ERROR, what, "it is stopped, or waits for Kafka: see its log, or start it again")
     elif (source["producer_quiet_seconds"] or 0) > QUIET_AFTER:
@@ -125,7 +125,7 @@ def kafka_alarms(kafka: dict[str, Any]) -> Iterator[Alarm]:
     for line in kafka["strangers"]:
         yield Alarm("group", ERROR, line, "look into the topic without our group")
     if letters := kafka["dead_letters"]:
-        yield Alarm("dead letters", ERROR, count(letters, "dead letter"), "python admin.py dead-letters")
+        yield Alarm("dead letters", ERROR, counted(letters, "dead letter"), "python admin.py dead-letters")
     yield from replica_alarms(kafka)
 
 
@@ -137,7 +137,7 @@ def replica_alarms(kafka: dict[str, Any]) -> Iterator[Alarm]:
         yield Alarm("topic", WARNING, what, "start that broker")
     wanted = min(REPLICAS, kafka["brokers"])
     if few := [part for part in partitions if len(part["replicas"]) < wanted]:
-        what = f"{numbers(few)}: fewer replicas than the {wanted} that {count(kafka['brokers'], 'broker')} could keep"
+        what = f"{numbers(few)}: fewer replicas than the {wanted} that {counted(kafka['brokers'], 'broker')} could keep"
         yield Alarm("topic", WARNING, what, "kafka-reassign-partitions adds them")
 
 
@@ -145,7 +145,7 @@ def destination_alarms(destination: dict[str, Any]) -> Iterator[Alarm]:
     yield from version_alarms("destination", destination["schema_version"])
     if destination["rows_differ"]:
         surplus = destination["rows_differ"]
-        more = f"{count(abs(surplus), 'row')} {'more' if surplus > 0 else 'fewer'}"
+        more = f"{counted(abs(surplus), 'row')} {'more' if surplus > 0 else 'fewer'}"
         what = f"nothing is on its way, and the destination has {more} than the source"
         yield Alarm("destination", ERROR, what, "run python verify.py --repair")
 
@@ -170,26 +170,26 @@ def out_of_sync(status: dict[str, Any]) -> list[str]:
     if "error" not in source:
         why += ["not all changes are captured"] if source["capture_gaps"] else []
         if waiting := source["unpublished"]:
-            why.append(f"{count(waiting, 'change')} {'is' if waiting == 1 else 'are'} not published")
+            why.append(f"{counted(waiting, 'change')} {'is' if waiting == 1 else 'are'} not published")
     if "error" not in kafka:
         if lag := total_lag(kafka):
-            why.append(f"{count(lag, 'message')} {'is' if lag == 1 else 'are'} not applied")
+            why.append(f"{counted(lag, 'message')} {'is' if lag == 1 else 'are'} not applied")
         why += ["another program is or was in the consumer group"] if kafka["strangers"] else []
-        why += [count(kafka["dead_letters"], "dead letter")] if kafka["dead_letters"] else []
+        why += [counted(kafka["dead_letters"], "dead letter")] if kafka["dead_letters"] else []
     if rows_differ(status):
-        why.append(f"{count(source['rows'], 'row')} at the source, {destination['rows']:,} at the destination")
+        why.append(f"{counted(source['rows'], 'row')} at the source, {destination['rows']:,} at the destination")
     return why
 
 
 def rows_differ(status: dict[str, Any]) -> int:
     """Return how many rows the destination has too many, or too few, while nothing is on its way."""
     source, kafka, destination = status["source"], status["kafka"], status["destination"]
-    if any("error" in stage for stage in (source, kafka, destination)) or not counted(source, destination):
+    if any("error" in stage for stage in (source, kafka, destination)) or not both_counted(source, destination):
         return 0
     return 0 if source["unpublished"] or total_lag(kafka) else int(destination["rows"] - source["rows"])
 
 
-def counted(source: dict[str, Any], destination: dict[str, Any]) -> bool:
+def both_counted(source: dict[str, Any], destination: dict[str, Any]) -> bool:
     return not source["rows_estimated"] and not destination["rows_estimated"]
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from cdc.status.alarms import ERROR, total_lag, unread_for_long
-from cdc.text import age, count, escape
+from cdc.text import age, counted, escape
 
 from rich import box
 from rich.console import Group, RenderableType
@@ -79,7 +79,7 @@ def delay_lines(status: dict[str, Any]) -> Iterator[Text]:
     for way, name in ("from table to table", "to_destination"), ("from table to Kafka", "to_kafka"):
         if took := status.get(name):
             median, slowest = took["median_ms"], took["slowest_ms"]
-            last = "the last change" if took["changes"] == 1 else f"the last {count(took['changes'], 'change')}"
+            last = "the last change" if took["changes"] == 1 else f"the last {counted(took['changes'], 'change')}"
             yield Text(f"{way}: {last} took {median:,} ms in the median, {slowest:,} ms at most")
 
 
@@ -218,5 +218,5 @@ def rows(stage: dict[str, Any]) -> tuple[str, str]:
 
 
 def number(value: int, noun: str) -> tuple[str, str]:
-    value_in_words, _, unit = count(value, noun).partition(" ")
+    value_in_words, _, unit = counted(value, noun).partition(" ")
     return value_in_words, unit

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from cdc.text import counted
 from cdc.trace.sides import Logged, Sent, Trace
 
 IN_SYNC, UNPUBLISHED, NOT_READ, NOT_APPLIED, DEAD_LETTER, NOT_FOUND, DIFFERS, UNKNOWN = (
@@ -49,7 +50,7 @@ def judge_pending(found: Trace, change: Logged | Sent) -> tuple[str, str]:
         return NOT_APPLIED, f"hangs: {name} was read ({place}) and is not applied: a restored destination? {REPAIR}"
     reader = found.readers.get(sent[-1].partition)
     before = sent[-1].offset - found.read_up_to[sent[-1].partition]
-    who = f"{reader} has {before:,} messages before it" if reader else "start python consumer.py"
+    who = f"{reader} has {counted(before, 'message')} before it" if reader else "start python consumer.py"
     return NOT_READ, f"hangs before the destination: {name} is published ({place}) and not applied; {who}"
 
 

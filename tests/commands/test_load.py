@@ -29,7 +29,7 @@ def test_it_fills_changes_steadily_and_removes_only_whom_it_has_invented(shared:
     actions = dict(query(source, ACTIONS))
     assert actions["INSERT"] - 1502 + actions["UPDATE"] + actions["DELETE"] == count
     assert actions["UPDATE"] > actions["DELETE"] > 0
-    assert last.endswith("invented employees stay; python load.py --remove deletes them")
+    assert last.endswith("invented employees; python load.py --remove deletes them")
 
     result = shared.run("load.py", "--rows", "1000", "--seconds", "0")
     assert query(source, INVENTED) == [(left,)], "those that are there are taken again"

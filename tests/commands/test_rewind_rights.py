@@ -86,5 +86,5 @@ def test_a_rewind_without_the_right_to_read_is_one_line_and_exit_1(
     (line,) = result.stderr.splitlines()
     assert line.endswith(reason)
     again = read.run("admin.py", "rewind")
-    assert (again.returncode, " reads 1 messages " in again.stdout) == (0, True), again.stderr
+    assert (again.returncode, " reads 1 message " in again.stdout) == (0, True), again.stderr
     assert read.run("consumer.py", "--once").returncode == 0

@@ -187,7 +187,7 @@ def test_a_server_that_goes_away_is_told_in_one_line(pipeline: Pipeline) -> None
         " WHERE datname = current_database() AND application_name = 'employee-cdc'",
     )
     assert verifying.process.wait(20) == 3
-    assert re.fullmatch(r"waiting for changes of 1 employees\ndestination at localhost:\d+: .*\n", verifying.output())
+    assert re.fullmatch(r"waiting for changes of 1 employee\ndestination at localhost:\d+: .*\n", verifying.output())
 
 
 def test_ctrl_c_ends_it(pipeline: Pipeline) -> None:

@@ -50,7 +50,7 @@ def test_a_storm_is_buried_in_order_fast_and_in_few_lines(pipeline: Pipeline, st
     assert took < SECONDS, took
     output = script.output()
     assert 1 <= output.count(" → dead letter: ") <= 3 + took, output
-    assert "applied 1 changes in all" in output
+    assert "applied 1 change in all" in output
     assert f"sent {MANY:,} dead letters in all" in output
 
 

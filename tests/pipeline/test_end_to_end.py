@@ -40,7 +40,7 @@ def test_the_demo_script_passes_again_and_again_and_leaves_other_rows_alone(runn
 def test_ctrl_c_finishes_the_batch_prints_totals_and_exits_0(running: Pipeline) -> None:
     for script, number in zip(running.scripts, (signal.SIGINT, signal.SIGTERM), strict=True):
         assert script.stop(number) == 0, script.output()
-        assert "1 changes in all" in script.output()
+        assert "1 change in all" in script.output()
         assert "Traceback" not in script.output()
 
 

@@ -82,7 +82,7 @@ def test_a_log_restored_on_another_server_is_told_once_and_reaches_the_destinati
     moved_to_another_server(source, 1_000_000)
     first, second = pipeline.run("producer.py", "--once"), pipeline.run("producer.py", "--once")
     assert "restored from another server" in first.stdout
-    assert "published 1 changes in all" in first.stdout
+    assert "published 1 change in all" in first.stdout
     assert "restored" not in second.stdout
     assert "published 0 changes in all" in second.stdout
     query(source, INSERT)
