@@ -21,7 +21,7 @@ from cdc.delay import observe_delays
 from cdc.destination import Destination, Part
 from cdc.drain import Drain
 from cdc.flush import bound_waits
-from cdc.intake import Intake
+from cdc.intake import Intake, kafka_settings
 from cdc.kafka import NO_RIGHT, Brokers, make_client
 from cdc.message import describe
 from cdc.offsets import Offsets, read_from_first
@@ -36,23 +36,6 @@ log = logging.getLogger("consumer")
 GIVE_UP = 60.0  # seconds without progress after which --once gives up
 FENCED_AGAIN = 10.0  # seconds; fenced twice within them, another consumer has our name
 
-KAFKA_SETTINGS = {
-    "group.id": config.KAFKA_GROUP_ID,
-    "enable.auto.commit": False,
-    "auto.offset.reset": "error",  # a gap is reported, not skipped: see read_from_first
-    "partition.assignment.strategy": "cooperative-sticky",
-    "session.timeout.ms": 6_000,  # how long a killed consumer's partitions wait for another one
-    "heartbeat.interval.ms": 2_000,
-    "topic.metadata.refresh.interval.ms": 2_000,  # how soon a topic created later, or its new partitions, are seen
-    "fetch.queue.backoff.ms": 2,  # default 1,000: a second's pause whenever the queue is full
-    "fetch.error.backoff.ms": 100,
-    "queued.min.messages": 10_000,  # per partition; bounds the memory together with the next
-    "queued.max.messages.kbytes": 8_192,
-    "socket.nagle.disable": True,
-}
-# What the broker decides under KAFKA_GROUP_PROTOCOL=consumer (Kafka 4); the client then refuses the setting.
-CLASSIC_ONLY = ("partition.assignment.strategy", "session.timeout.ms", "heartbeat.interval.ms")
-
 
 class Fenced(Exception):
     """Kafka gave our place to another consumer with the same KAFKA_GROUP_INSTANCE_ID."""
@@ -66,7 +49,7 @@ def run_once(
     Raises Fenced, Stopped, WrongSetting.
     """
     batch, events = intake.take_batch()  # waits for a first message, then takes what is there
-    drain.unfinished(batch)
+    drain.reopen(batch)
     for event in events:
         handle(event, consumer, drain, offsets.brokers)
     if offsets.brokers.wrong_setting:
@@ -82,7 +65,8 @@ def run_once(
             offsets.commit(consumer, part.messages)
             log_applied(report, part, batch.full(), started, partial(offsets.count_left, consumer))
             started = drain.progress = time.monotonic()
-    if offsets.check_topic(consumer):
+    offsets.commit_again(consumer)
+    if offsets.topic_recreated(consumer):
         intake.discard()  # it is from the old topic
     return bool(batch.messages)
 
@@ -115,10 +99,7 @@ def session(destination: Destination, brokers: Brokers, report: Report, stop: cl
     Leaves the group in good order, whatever happens. Raises Fenced, Stopped, WrongSetting.
     """
     offsets = Offsets(brokers, Outage(stop))
-    callbacks = {"on_commit": offsets.on_commit, "enable.partition.eof": once}
-    settings = {**KAFKA_SETTINGS, **callbacks}
-    if config.KAFKA.get("group.protocol") == "consumer":
-        settings = {key: value for key, value in settings.items() if key not in CLASSIC_ONLY}
+    settings = {**kafka_settings(), "on_commit": offsets.on_commit, "enable.partition.eof": once}
     consumer = make_client(Consumer, settings, brokers)
     intake, drain = Intake(consumer), Drain(once, GIVE_UP)
     try:

@@ -27,8 +27,8 @@ class Drain:
     progress: float = field(default_factory=time.monotonic)
     asked: float = 0.0  # when the group was last looked at (time.monotonic)
 
-    def unfinished(self, batch: Batch) -> None:
-        """There is more in these partitions. An end of theirs that came after these messages is yet to be handled."""
+    def reopen(self, batch: Batch) -> None:
+        """There is more in the partitions of these messages. An end that came after them is yet to be handled."""
         if self.drained:
             self.drained -= {message.partition() or 0 for message in batch.messages}
 

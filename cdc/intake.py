@@ -11,13 +11,32 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from typing import Any
 
+import config
 from cdc.apply import keep_newest
 from cdc.health import HEALTH
 from cdc.message import Record, read
 from cdc.waiting import waiter
 
 from confluent_kafka import Consumer, Message
+
+KAFKA_SETTINGS = {
+    "group.id": config.KAFKA_GROUP_ID,
+    "enable.auto.commit": False,
+    "auto.offset.reset": "error",  # a gap is reported, not skipped: see offsets.read_from_first
+    "partition.assignment.strategy": "cooperative-sticky",
+    "session.timeout.ms": 6_000,  # how long a killed consumer's partitions wait for another one
+    "heartbeat.interval.ms": 2_000,
+    "topic.metadata.refresh.interval.ms": 2_000,  # how soon a topic created later, or its new partitions, are seen
+    "fetch.queue.backoff.ms": 2,  # default 1,000: a second's pause whenever the queue is full
+    "fetch.error.backoff.ms": 100,
+    "queued.min.messages": 10_000,  # per partition; bounds the memory together with the next
+    "queued.max.messages.kbytes": 8_192,
+    "socket.nagle.disable": True,
+}
+# What the broker decides under KAFKA_GROUP_PROTOCOL=consumer (Kafka 4); the client then refuses the setting.
+CLASSIC_ONLY = ("partition.assignment.strategy", "session.timeout.ms", "heartbeat.interval.ms")
 
 CHUNK = 1_000  # messages taken from the client's queue at once
 CHUNK_WHILE_BUSY = 200  # the same while PostgreSQL works
@@ -33,6 +52,13 @@ MAX_BAD = 1_000  # dead letters of one batch, or a little more: a crash sends th
 MAX_MEMORY = 40_000_000  # bytes for a batch: some 45,000 messages where few employees change often
 MESSAGE_OVERHEAD = 300  # bytes that a message takes beside its value
 RECORD_COPIES = 9  # of a record's text, at most at a time, on its way from the message into the statement
+
+
+def kafka_settings() -> dict[str, Any]:
+    """Return the settings of a consumer's client, without those that its group's protocol leaves to the broker."""
+    if config.KAFKA.get("group.protocol") != "consumer":
+        return KAFKA_SETTINGS
+    return {key: value for key, value in KAFKA_SETTINGS.items() if key not in CLASSIC_ONLY}
 
 
 @dataclass

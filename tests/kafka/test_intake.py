@@ -8,7 +8,6 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager
 from pathlib import Path
 
-import consumer
 from cdc import intake
 from cdc.kafka import Brokers, make_client
 from harness.consuming import change
@@ -52,7 +51,7 @@ def test_a_backlog_of_any_kind_stays_within_bounded_memory(
 
 @contextmanager
 def reading_from_the_end(pipeline: Pipeline) -> Iterator[Consumer]:
-    with closing(make_client(Consumer, consumer.KAFKA_SETTINGS, Brokers())) as reading:
+    with closing(make_client(Consumer, intake.kafka_settings(), Brokers())) as reading:
         place = TopicPartition(pipeline.topic, 0)
         place.offset = reading.get_watermark_offsets(place, timeout=10)[1]
         reading.assign([place])

@@ -6,6 +6,7 @@ from contextlib import closing
 
 import consumer
 from cdc.drain import Drain
+from cdc.intake import kafka_settings
 from cdc.kafka import Brokers, make_client
 from harness.consuming import change, consuming, wait_until_read
 from harness.destination import ids, let_in, shut_out, wait_for_rows
@@ -135,7 +136,7 @@ def test_an_offset_event_of_a_partition_given_up_meanwhile_is_left_alone(shared:
     """poll() gives the event, and consume() after it, in the same batch, lets the group take the partition away."""
     for partition in range(3):
         shared.send(change(1, 1), partition=partition)
-    settings = {**consumer.KAFKA_SETTINGS, "group.id": f"{shared.name}-{len(given_up)}"}
+    settings = {**kafka_settings(), "group.id": f"{shared.name}-{len(given_up)}"}
     with closing(make_client(Consumer, settings, Brokers())) as reader:
         reader.subscribe([shared.topic])
         events = offset_events(reader, 3)
