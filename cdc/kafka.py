@@ -16,6 +16,7 @@ from cdc.health import HEALTH
 from cdc.postgres import WrongSetting
 
 from confluent_kafka import Consumer, KafkaError, KafkaException
+from confluent_kafka.admin import AdminClient
 
 log = logging.getLogger(__name__)
 Client = TypeVar("Client")
@@ -91,8 +92,8 @@ class Brokers:
 
     def note(self, error: KafkaError) -> None:
         """Learn from the error of a call whether the brokers answer. The client's own errors are below 0."""
-        if error.code() in NO_BROKER:
-            self.mark_down()
+        if error.code() in NO_BROKER:  # it may also be one broker that does not answer
+            self.doubt(make_client(AdminClient, {}, self))
         elif error.code() > 0:
             self.mark_up()
 
@@ -130,6 +131,13 @@ class Brokers:
         """Whether the brokers are down, or up for less than BROKER_GRACE."""
         return self.down or time.monotonic() - self.up_since < BROKER_GRACE
 
+    def doubt(self, client: AdminClient) -> None:
+        """Find out whether it is the brokers that are down, after a call without an answer."""
+        try:
+            find_controller(client)
+        except KafkaException:
+            self.mark_down()
+
     def probe(self, client: Consumer) -> None:
         """Find out whether the brokers are up again."""
         try:
@@ -138,6 +146,14 @@ class Brokers:
             self.warn()
         else:
             self.mark_up()
+
+
+def find_controller(client: AdminClient) -> None:
+    """Ask any broker which one is the controller. Raises KafkaException if none answers.
+
+    By itself the client goes on for minutes to ask the one that was it, even if that broker is down.
+    """
+    client.list_topics(config.KAFKA_TOPIC, timeout=1)
 
 
 def wait_for_login(client: Any, brokers: Brokers) -> None:

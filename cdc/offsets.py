@@ -37,6 +37,7 @@ log = logging.getLogger(__name__)
 
 COMMIT_AGAIN = 1.0  # seconds without Kafka's answer to a commit
 CHECK_EVERY = 1.0  # seconds between two checks of the topic
+CHECK_WAIT = 3  # seconds for Kafka's answer
 LEAVE_WAIT = 4.0  # seconds to wait for Kafka at the end
 EXIT_TIME = 0.5  # seconds that the end of the script takes after that
 
@@ -60,6 +61,7 @@ class Offsets:
     checked: float = 0.0
     leaving: bool = False
     answer: Future[Any] | None = None
+    unanswered: int = 0  # checks of the topic without an answer
 
     def __post_init__(self) -> None:
         self.admin = make_client(AdminClient, {}, self.brokers)
@@ -74,7 +76,7 @@ class Offsets:
         self.answer, self.checked = None, 0.0  # it may be older than what another consumer has committed
         if self.leaving:  # close() still takes what the group gives; a question then would wait for its time-out
             return
-        with suppress(KafkaException):  # check_topic asks again
+        with suppress(KafkaException):  # topic_recreated() asks again
             foreign = self.check_committed(consumer, partitions)
             for partition in partitions:
                 partition.offset = OFFSET_BEGINNING if partition in foreign else partition.offset
@@ -158,30 +160,43 @@ class Offsets:
             left += max(0, end - max(metrics.LAG.applied.get(partition.partition, 0), first))
         return left
 
-    def check_topic(self, consumer: Consumer) -> bool:
-        """Send unacknowledged commits again, and see whether the topic is still the one that we read.
-
-        Returns whether it was re-created, and is now read from its first message.
-        """
-        now = time.monotonic()
-        if self.pending and now - self.sent > COMMIT_AGAIN and not self.brokers.down:
+    def commit_again(self, consumer: Consumer) -> None:
+        """Send the commits again that Kafka has not acknowledged in time."""
+        if self.pending and time.monotonic() - self.sent > COMMIT_AGAIN and not self.brokers.down:
             self.send(consumer)
+
+    def topic_recreated(self, consumer: Consumer) -> bool:
+        """Whether the topic was re-created, and is now read from its first message. Asked once a second."""
+        now = time.monotonic()
         if self.answer is None and now - self.checked > CHECK_EVERY:
             self.checked = now
             topics = TopicCollection([config.KAFKA_TOPIC])
-            (self.answer,) = self.admin.describe_topics(topics, request_timeout=5).values()
+            (self.answer,) = self.admin.describe_topics(topics, request_timeout=CHECK_WAIT).values()
         elif self.answer is not None and self.answer.done():
             answer, self.answer = self.answer, None
             try:
                 recreated = self.reset_recreated(consumer, str(answer.result().topic_id))
-                self.topic_outage.over()
-                return recreated
             except KafkaException as error:
-                if error.args[0].code() in NO_BROKER:  # also a frozen one, which the client notices only after a minute
-                    self.brokers.mark_down()
-                if error.args[0].code() == KafkaError.UNKNOWN_TOPIC_OR_PART and not self.brokers.unsteady():
-                    self.topic_outage.warn(f"topic {config.KAFKA_TOPIC}: it does not exist; run python admin.py")
+                self.warn_of(error.args[0].code())
+                return False
+            self.topic_outage.over()
+            self.unanswered = 0
+            return recreated
         return False
+
+    def warn_of(self, code: int) -> None:
+        """Report why there is no answer about the topic."""
+        self.unanswered += code in NO_BROKER
+        if code in NO_BROKER:  # also a frozen one, which the client notices only after a minute
+            self.brokers.doubt(self.admin)
+        if self.brokers.unsteady():
+            return
+        if code == KafkaError.UNKNOWN_TOPIC_OR_PART:
+            self.topic_outage.warn(f"topic {config.KAFKA_TOPIC}: it does not exist; run python admin.py")
+        elif self.unanswered > 1:  # the first time the client may have asked a broker that was the controller before
+            self.topic_outage.warn(
+                f"topic {config.KAFKA_TOPIC}: Kafka's controller does not answer; start the brokers that are down"
+            )
 
     def reset_recreated(self, consumer: Consumer, topic_id: str) -> bool:
         """Read those partitions from their first message whose offset belongs to another topic than this one."""

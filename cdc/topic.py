@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from concurrent.futures import Future
 from contextlib import closing, suppress
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, TypeVar
 
 import config
 from cdc import cli
-from cdc.kafka import NO_BROKER, TOPIC_REFUSED, Brokers, make_client
+from cdc.kafka import NO_BROKER, TOPIC_REFUSED, Brokers, find_controller, make_client
 from cdc.message import read
 from cdc.signature import signature_of
 
@@ -51,6 +52,17 @@ READER_SETTINGS = {
 }
 
 
+def result(admin: AdminClient, answer: Future[Any]) -> Any:
+    """Return an answer of Kafka's controller. Without one, the next call goes to whoever is it then."""
+    try:
+        return answer.result()
+    except KafkaException as error:
+        if error.args[0].code() in NO_BROKER:
+            with suppress(KafkaException):
+                find_controller(admin)
+        raise
+
+
 def describe_topic(admin: AdminClient, topic: str) -> Any:
     """Return a topic's partitions, with the replicas of each, and its id; None if it does not exist.
 
@@ -58,7 +70,7 @@ def describe_topic(admin: AdminClient, topic: str) -> Any:
     """
     (answer,) = admin.describe_topics(TopicCollection([topic]), request_timeout=ANSWER_WAIT).values()
     try:
-        return answer.result()
+        return result(admin, answer)
     except KafkaException as error:
         reason = error.args[0]
         if reason.code() == KafkaError.UNKNOWN_TOPIC_OR_PART:
@@ -73,7 +85,7 @@ def partition_numbers(admin: AdminClient, topic: str) -> list[int]:
 
 
 def count_brokers(admin: AdminClient) -> int:
-    return len(admin.describe_cluster(request_timeout=ANSWER_WAIT).result().nodes)
+    return len(result(admin, admin.describe_cluster(request_timeout=ANSWER_WAIT)).nodes)
 
 
 def offset_bounds(admin: AdminClient, topic: str, partitions: list[int]) -> dict[int, tuple[int, int]]:
@@ -98,7 +110,7 @@ def offsets_at(admin: AdminClient, topic: str, partitions: list[int], spec: Offs
 def topic_id(admin: AdminClient) -> str:
     """Return the topic's id: a topic that is re-created has another one."""
     (answer,) = admin.describe_topics(TopicCollection([config.KAFKA_TOPIC]), request_timeout=ANSWER_WAIT).values()
-    return str(answer.result().topic_id)
+    return str(result(admin, answer).topic_id)
 
 
 def committed_offsets(partitions: list[int]) -> dict[int, TopicPartition]:
