@@ -77,7 +77,7 @@ def carry(
     memory = {name: max(peak_memory(s.process.pid) for s in group) for name, group in scripts.items()}
     tables.check_equal(pipeline)
     changes = transactions * TRANSACTION + 2 * marks.MARKS
-    rows = transactions * ROWS_PER_TRANSACTION[load] + 2 * marks.MARKS
+    rows = transactions * ROWS_PER_TRANSACTION.get(load, TRANSACTION) + 2 * marks.MARKS
     changes_at_first = changes * (arrival.count - rows_before) / rows
     seconds = arrival.last - arrival.first
     return Run(
