@@ -9,7 +9,7 @@ from typing import Any
 import config
 from cdc import cli
 from cdc.intake import Batch
-from cdc.topic import ANSWER_WAIT, partition_numbers
+from cdc.topic import ANSWER_WAIT, partition_numbers, share_of
 
 from confluent_kafka import Consumer, ConsumerGroupState, KafkaException
 from confluent_kafka.admin import AdminClient
@@ -62,14 +62,7 @@ def all_taken(admin: AdminClient, ours: str) -> bool:
         numbers = partition_numbers(admin, config.KAFKA_TOPIC)
     except KafkaException:  # it is waited for
         return False
-    shares = {
-        member.member_id: {
-            partition.partition
-            for partition in (member.assignment.topic_partitions if member.assignment else ())
-            if partition.topic == config.KAFKA_TOPIC
-        }
-        for member in group.members
-    }
+    shares = {member.member_id: share_of(member) for member in group.members}
     taken = set().union(*shares.values())
     settled = group.state == ConsumerGroupState.STABLE and ours in shares
     return settled and not shares[ours] and bool(numbers) and taken >= set(numbers)

@@ -194,14 +194,16 @@ def group_members(admin: AdminClient) -> list[Member]:
         Member(
             f"{member.group_instance_id or member.member_id[-12:]} at {member.host.lstrip('/')}",
             member.client_id == config.KAFKA["client.id"],
-            [
-                partition.partition
-                for partition in (member.assignment.topic_partitions if member.assignment else [])
-                if partition.topic == config.KAFKA_TOPIC
-            ],
+            share_of(member),
         )
         for member in members
     ]
+
+
+def share_of(member: Any) -> list[int]:
+    """Return the topic's partitions that a member of a group has, as Kafka describes it."""
+    assigned = member.assignment.topic_partitions if member.assignment else []
+    return [partition.partition for partition in assigned if partition.topic == config.KAFKA_TOPIC]
 
 
 def read_messages(brokers: Brokers, starts: dict[int, int], count: int) -> dict[int, list[Message]] | None:
