@@ -72,9 +72,11 @@ class Report:
             self._report(0)
 
     def end(self) -> None:
+        """Report what is still unreported, and the total; of a script that fails before it has moved any, nothing."""
         if self.unreported:
             self._report(0)
-        self.log.info("%s %s in all", self.verb, counted(self.total, "change"), extra={"count": self.total})
+        if self.total or sys.exc_info()[0] is None:
+            self.log.info("%s %s in all", self.verb, counted(self.total, "change"), extra={"count": self.total})
 
     def _report(self, left: int) -> None:
         rate = self.unreported / max(self.busy, 0.001)

@@ -23,6 +23,8 @@ import pytest
 from confluent_kafka import KafkaException
 from confluent_kafka.admin import AdminClient
 
+OTHERS_WAIT = 200  # seconds; the workers of a run take the tests of a file as they come
+
 
 @contextmanager
 def own_servers(offset: int, logs: Path, cluster: bool = False, advertised: int = 0) -> Iterator[dict[str, Server]]:
@@ -83,13 +85,22 @@ def own_source(offset: int) -> Iterator[Server]:
 
 @contextmanager
 def ours_alone(state: Path) -> Iterator[None]:
-    """Keep other runs from these servers. What a run that was killed has left there is nobody's."""
+    """Keep other runs from these servers, and wait for another worker of this one that has them.
+
+    What a run that was killed has left there is nobody's.
+    """
     state.parent.mkdir(parents=True, exist_ok=True)
+    end = time.monotonic() + OTHERS_WAIT
     with state.with_suffix(".own").open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise Trouble(f"another run has the servers in {state}: wait for it, or take other ports") from None
+        while True:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if time.monotonic() > end:
+                    text = f"another run has the servers in {state}: wait for it, or take other ports"
+                    raise Trouble(text) from None
+            time.sleep(0.5)
         yield
 
 
