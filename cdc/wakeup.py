@@ -41,6 +41,7 @@ ACTIVE, ASLEEP = 1, 2
 PAUSE, PAUSE_PER_CHANGE, LONGEST_PAUSE = 0.005, 0.0001, 0.02
 FEW = 5  # changes; a page this small is neither worth a pause nor waking up for
 RETRY, MAX_ATTEMPTS = 0.002, 10  # seconds before the first try to fall asleep again; after MAX_ATTEMPTS tries ten times
+LONGEST_RETRY = 0.5  # seconds, however long a poll took: it may have been we who were stopped
 
 SCRIPT, LONGEST_NAME = ", script ", 63  # bytes that PostgreSQL keeps of an application name
 
@@ -147,7 +148,7 @@ class Rest:
         if not self.asleep:
             # A writer that saw us awake has yet to commit. A poll wades through all that it has logged.
             self.attempts = min(self.attempts + 1, MAX_ATTEMPTS)
-            self.stop.sleep(max(RETRY * self.attempts, 5 * took))
+            self.stop.sleep(min(max(RETRY * self.attempts, 5 * took), LONGEST_RETRY))
 
     def wait_for_writer(self, until: float) -> None:
         """Return when a writer notifies, at the latest after POLL_INTERVAL or at the time until (time.monotonic)."""

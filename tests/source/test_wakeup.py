@@ -96,6 +96,15 @@ def test_a_change_that_saw_the_producer_awake_does_not_wait_where_it_falls_aslee
     assert tries[:4] == ([False, False, False, True] if held else [True, *tries[1:4]])
 
 
+def test_a_poll_that_took_long_makes_no_long_pause(databases: Pipeline) -> None:
+    """As of a producer that was stopped in the middle of one, while a writer had yet to commit."""
+    producing, writing = databases.source(), databases.source()
+    query(writing, f"SELECT pg_advisory_lock_shared({wakeup.CDC}, {wakeup.ASLEEP})")
+    started = time.monotonic()
+    wakeup.Rest(producing, cli.Stop()).after(0, False, took=8.0, until=started + 60)
+    assert time.monotonic() - started < 1
+
+
 def test_no_change_is_missed_around_the_moment_of_falling_asleep(pipeline: Pipeline) -> None:
     """The first change of a round wakes the producer; others come while it falls asleep again, mostly a single one, as
     the notification of the next one would make good for one that was missed. The next round waits for all. Each page
