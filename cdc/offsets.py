@@ -186,8 +186,9 @@ class Offsets:
 
     def warn_of(self, code: int) -> None:
         """Report why there is no answer about the topic."""
-        self.unanswered += code in NO_BROKER
-        if code in NO_BROKER:  # also a frozen one, which the client notices only after a minute
+        answered = code not in NO_BROKER
+        self.unanswered = 0 if answered else self.unanswered + 1
+        if not answered:  # also by a frozen one, which the client notices only after a minute
             self.brokers.doubt(self.admin)
         if self.brokers.unsteady():
             return
