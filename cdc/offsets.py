@@ -38,6 +38,7 @@ log = logging.getLogger(__name__)
 COMMIT_AGAIN = 1.0  # seconds without Kafka's answer to a commit
 CHECK_EVERY = 1.0  # seconds between two checks of the topic
 CHECK_WAIT = 3  # seconds for Kafka's answer
+STEADY = 15.0  # seconds of answers after which the controller is there: of brokers without a majority some come, too
 LEAVE_WAIT = 4.0  # seconds to wait for Kafka at the end
 EXIT_TIME = 0.5  # seconds that the end of the script takes after that
 
@@ -62,6 +63,7 @@ class Offsets:
     leaving: bool = False
     answer: Future[Any] | None = None
     unanswered: int = 0  # checks of the topic without an answer
+    missed: float = float("-inf")  # when an answer last failed to come (time.monotonic)
 
     def __post_init__(self) -> None:
         self.admin = make_client(AdminClient, {}, self.brokers)
@@ -179,8 +181,9 @@ class Offsets:
             except KafkaException as error:
                 self.warn_of(error.args[0].code())
                 return False
-            self.topic_outage.over()
             self.unanswered = 0
+            if time.monotonic() - self.missed > STEADY:
+                self.topic_outage.over()
             return recreated
         return False
 
@@ -189,6 +192,7 @@ class Offsets:
         answered = code not in NO_BROKER
         self.unanswered = 0 if answered else self.unanswered + 1
         if not answered:  # also by a frozen one, which the client notices only after a minute
+            self.missed = time.monotonic()
             self.brokers.doubt(self.admin)
         if self.brokers.unsteady():
             return
