@@ -141,14 +141,14 @@ class Brokers:
     def probe(self, client: Consumer) -> None:
         """Find out whether the brokers are up again."""
         try:
-            client.list_topics(config.KAFKA_TOPIC, timeout=1)
+            find_controller(client)
         except KafkaException:
             self.warn()
         else:
             self.mark_up()
 
 
-def find_controller(client: AdminClient) -> None:
+def find_controller(client: AdminClient | Consumer) -> None:
     """Ask any broker which one is the controller. Raises KafkaException if none answers.
 
     By itself the client goes on for minutes to ask the one that was it, even if that broker is down.

@@ -16,9 +16,11 @@ from cdc.check.finding import NOTE, OK, WRONG, Finding
 from cdc.kafka import Brokers, advise, wait_for_login
 from cdc.postgres import WrongSetting, connect, explain
 from cdc.schema import check_version
+from cdc.text import counted
 from cdc.topic import (
     ANSWER_WAIT,
     committed_offsets,
+    describe_topic,
     group_members,
     offset_bounds,
     partition_numbers,
@@ -28,7 +30,7 @@ from cdc.topic import (
 from config import SCHEMA
 
 import psycopg2
-from confluent_kafka import KafkaException, TopicCollection
+from confluent_kafka import KafkaException
 from confluent_kafka.admin import AdminClient
 from psycopg2.extensions import connection as Connection
 
@@ -194,7 +196,7 @@ def check_kafka(admin: AdminClient, brokers: Brokers) -> Iterator[Finding]:
         yield Finding(
             OK,
             "Kafka",
-            f"{len(found)} broker{'' if len(found) == 1 else 's'} at {config.KAFKA['bootstrap.servers']}",
+            f"{counted(len(found), 'broker')} at {config.KAFKA['bootstrap.servers']}",
         )
     except KafkaException as error:
         yield Finding(WRONG, "Kafka", f"{server} does not answer: {error.args[0].str()}")
@@ -217,10 +219,10 @@ def check_kafka(admin: AdminClient, brokers: Brokers) -> Iterator[Finding]:
 
 def check_topic(admin: AdminClient, name: str) -> Finding:
     what = f"topic {name}"
-    if not partition_numbers(admin, name):
+    found = describe_topic(admin, name)
+    if found is None:
         return Finding(WRONG, what, "does not exist; run python admin.py")
-    (answer,) = admin.describe_topics(TopicCollection([name]), request_timeout=ANSWER_WAIT).values()
-    partitions = answer.result().partitions
+    partitions = found.partitions
     weak = [str(part.id) for part in partitions if len(part.isr) < len(part.replicas) or part.leader is None]
     if weak:
         return Finding(
