@@ -8,11 +8,10 @@ from typing import Any
 import config
 from cdc import apply as applying
 from cdc.message import read
-from harness.database import administer, query
+from harness.database import administer, connect, query
 from harness.pipeline import Pipeline
 from harness.waiting import wait_until
 
-import psycopg2
 from psycopg2.extensions import connection as Connection
 
 Row = tuple[Any, ...]
@@ -26,8 +25,7 @@ def ids(connection: Connection) -> list[int]:
 
 def wait_for_rows(pipeline: Pipeline, expected: list[int], seconds: float = 20.0) -> None:
     """Return when the destination holds just these employees."""
-    with closing(psycopg2.connect(pipeline.destination_url)) as destination:
-        destination.autocommit = True
+    with closing(connect(pipeline.destination_url)) as destination:
         try:
             wait_until(lambda: ids(destination) == expected, seconds)
         except AssertionError:

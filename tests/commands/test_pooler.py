@@ -15,15 +15,13 @@ from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 import config
-from harness.database import query
+from harness.database import connect, query
 from harness.pipeline import Pipeline
 from harness.waiting import wait_until
 from stack.artifacts import account
 from stack.folders import as_account
 
-import psycopg2
 import pytest
-from psycopg2.extensions import connection as Connection
 
 PGBOUNCER = shutil.which("pgbouncer", path=f"{os.environ.get('PATH', os.defpath)}:/usr/sbin")
 
@@ -91,12 +89,6 @@ def pooler(pool_mode: str, **settings: str | int) -> Iterator[Pooler]:
             process.wait(20)
 
 
-def connected(url: str) -> Connection:
-    connection: Connection = psycopg2.connect(url)
-    connection.autocommit = True
-    return connection
-
-
 def refused(pipeline: Pipeline, found: Pooler, script: str, *arguments: str, which: str = "SOURCE") -> None:
     """Run a script through the pooler; it must end at once, with one line."""
     name = f"{which}_DATABASE_URL"
@@ -123,7 +115,7 @@ def refused(pipeline: Pipeline, found: Pooler, script: str, *arguments: str, whi
 def test_a_pooler_that_shares_sessions_is_refused_and_its_sessions_stay_as_they_are(
     shared: Pipeline, mode: str, which: str, script: str, arguments: list[str]
 ) -> None:
-    with pooler(mode) as found, closing(connected(found.url(shared.name))) as application:
+    with pooler(mode) as found, closing(connect(found.url(shared.name))) as application:
         before = query(application, LOOKS)
         refused(shared, found, script, *arguments, which=which)
         assert query(application, LOOKS) == before
@@ -135,7 +127,7 @@ def test_it_is_noticed_however_many_servers_the_pooler_has_to_give(
     shared: Pipeline, idle: int, server_round_robin: int
 ) -> None:
     with pooler("transaction", server_round_robin=server_round_robin) as found:
-        others = [connected(found.url(shared.name)) for _ in range(idle)]
+        others = [connect(found.url(shared.name)) for _ in range(idle)]
         for statement in ("BEGIN", "COMMIT"):
             for other in others:
                 query(other, statement)
@@ -150,7 +142,7 @@ def test_it_is_noticed_while_others_use_the_pooler(shared: Pipeline, pool_size: 
         stop = threading.Event()
 
         def use() -> None:
-            with closing(connected(found.url(shared.name))) as other:
+            with closing(connect(found.url(shared.name))) as other:
                 while not stop.is_set():
                     query(other, "SELECT pg_sleep(0.001)")
 

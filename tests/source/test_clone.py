@@ -10,7 +10,7 @@ from contextlib import closing, contextmanager
 import config
 from cdc.signature import HEADER
 from employee import CDCRecord
-from harness.database import administer, database_url, query
+from harness.database import administer, connect, database_url, query
 from harness.kafka import client_settings
 from harness.log_reader import INSERT
 from harness.pipeline import Pipeline
@@ -18,7 +18,6 @@ from harness.producing import published, wait_until_published
 from harness.script import Script
 from harness.waiting import wait_until
 
-import psycopg2
 import pytest
 from confluent_kafka import Producer
 from psycopg2.extensions import connection as Connection
@@ -65,12 +64,6 @@ def clone(pipeline: Pipeline, source: Connection) -> Iterator[str]:
     for script in pipeline.scripts:
         script.stop()
     administer(config.SOURCE_DATABASE_URL, f"DROP DATABASE {name} WITH (FORCE)")
-
-
-def connect(url: str) -> Connection:
-    connection: Connection = psycopg2.connect(url)
-    connection.autocommit = True
-    return connection
 
 
 @contextmanager
