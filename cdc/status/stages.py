@@ -26,6 +26,7 @@ from cdc.wakeup import Holder, lock_holders, name_strangers
 from config import SCHEMA
 
 import psycopg2
+from confluent_kafka import TopicPartition
 from confluent_kafka.admin import AdminClient
 from psycopg2.extensions import connection as Connection
 
@@ -146,24 +147,52 @@ def tenths(seconds: float | None) -> float | None:
 
 def kafka_figures(admin: AdminClient) -> tuple[dict[str, Any], Sample]:
     """Return the partitions of the topic with the lag of each, the group's members, and the number of dead letters."""
-    topic = describe_topic(admin, config.KAFKA_TOPIC)
-    if topic is None:
-        raise LookupError(f"topic {config.KAFKA_TOPIC} does not exist; run python admin.py")
-    described = {partition.id: partition for partition in sorted(topic.partitions, key=lambda part: part.id)}
-    if unled := [str(number) for number, part in described.items() if not part.leader or part.leader.id < 0]:
-        numbers = f"partition{'s' if len(unled) > 1 else ''} {', '.join(unled)}"
-        raise LookupError(f"topic {config.KAFKA_TOPIC}: no broker leads {numbers}; start the brokers that are down")
+    topic = describe_led_topic(admin)
+    identity, numbers = str(topic.topic_id), sorted(partition.id for partition in topic.partitions)
     members = group_members(admin)  # first: without the right to see the group, the next call only waits
-    committed, identity = committed_offsets(list(described)), str(topic.topic_id)
+    committed = committed_offsets(numbers)
     # After the committed offsets, which move on meanwhile: what is beyond the end looks like a stranger's.
-    bounds = offset_bounds(admin, config.KAFKA_TOPIC, list(described))
+    bounds = offset_bounds(admin, config.KAFKA_TOPIC, numbers)
     foreign = [number for number, part in committed.items() if part.metadata != identity]
     trusted = trusted_offsets(committed, bounds, identity)
     reads_on = {number: max(trusted.get(number, first), first) for number, (first, _) in bounds.items()}
     lags = {number: bounds[number][1] - start for number, start in reads_on.items()}
     sample = take_sample(bounds, {number: reads_on[number] for number, lag in lags.items() if lag}, lags)
+    figures = {
+        "address": config.KAFKA["bootstrap.servers"],
+        "brokers": count_brokers(admin),
+        "topic": config.KAFKA_TOPIC,
+        "group": config.KAFKA_GROUP_ID,
+        "partitions": partition_figures(topic, bounds, committed, lags, members),
+        "members": sorted({member.name for member in members}),
+        "strangers": name_foreign(members, foreign),
+        "dead_letters": count_dead_letters(admin),
+    }
+    return figures, sample
+
+
+def describe_led_topic(admin: AdminClient) -> Any:
+    """Return the topic. Raises LookupError, with what to do, where there is none, or no broker leads a partition."""
+    topic = describe_topic(admin, config.KAFKA_TOPIC)
+    if topic is None:
+        raise LookupError(f"topic {config.KAFKA_TOPIC} does not exist; run python admin.py")
+    if unled := sorted(part.id for part in topic.partitions if not part.leader or part.leader.id < 0):
+        numbers = f"partition{'s' if len(unled) > 1 else ''} {', '.join(map(str, unled))}"
+        raise LookupError(f"topic {config.KAFKA_TOPIC}: no broker leads {numbers}; start the brokers that are down")
+    return topic
+
+
+def partition_figures(
+    topic: Any,
+    bounds: dict[int, tuple[int, int]],
+    committed: dict[int, TopicPartition],
+    lags: dict[int, int],
+    members: list[Member],
+) -> list[dict[str, Any]]:
+    """Return for each partition where it begins and ends, how far the group is, who reads it and who keeps it."""
+    described = {partition.id: partition for partition in topic.partitions}
     readers = {number: member.name for member in members for number in member.partitions}
-    partitions = [
+    return [
         {
             "partition": number,
             "first_offset": first,
@@ -177,17 +206,6 @@ def kafka_figures(admin: AdminClient) -> tuple[dict[str, Any], Sample]:
         }
         for number, (first, end) in bounds.items()
     ]
-    figures = {
-        "address": config.KAFKA["bootstrap.servers"],
-        "brokers": count_brokers(admin),
-        "topic": config.KAFKA_TOPIC,
-        "group": config.KAFKA_GROUP_ID,
-        "partitions": partitions,
-        "members": sorted({member.name for member in members}),
-        "strangers": name_foreign(members, foreign),
-        "dead_letters": count_dead_letters(admin),
-    }
-    return figures, sample
 
 
 def name_foreign(members: list[Member], partitions: list[int]) -> list[str]:

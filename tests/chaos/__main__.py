@@ -22,7 +22,6 @@ import signal
 import subprocess
 import sys
 import tempfile
-import threading
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, closing, contextmanager
@@ -38,7 +37,7 @@ from stack.artifacts import Trouble, account
 from tests.chaos.faults import FAULTS, break_it
 from tests.chaos.run import MARKERS, Run, autocommit, console, end_scripts, say, start, time_until_in_sync
 from tests.chaos.verdict import WITNESS, check, report
-from tests.chaos.writers import WRITERS, write
+from tests.chaos.writers import writers_at_work
 
 OF_HISTORY = ["back in time", "commits lost"]  # faults after which the log does not hold what was read from it
 
@@ -96,26 +95,15 @@ def chaos(seconds: float, seed: int, kinds: list[str], limit: float, offset: int
         run = Run(
             Random(seed), own, Pipeline("cdc_chaos", logs), proxies, disk, limit, logs / "polls" if record else None
         )
-        run.transactions = [threading.Lock() for _ in range(WRITERS)]
-        writers = [
-            threading.Thread(target=write, args=(run, Random(f"{seed} {n}"), transaction))
-            for n, transaction in enumerate(run.transactions)
-        ]
-        run.writing.set()
         try:
             prepare(run)
-            for writer in writers:
-                writer.start()
             if not disk:
                 kinds = [kind for kind in kinds if kind != "destination's disk full"]
-            break_it(run, time.monotonic() + seconds, kinds)
-        finally:
-            run.over.set()
-            for writer in writers:
-                if writer.is_alive():
-                    writer.join()
-            if sys.exc_info()[0]:
-                end_scripts(run)
+            with writers_at_work(run, seed):
+                break_it(run, time.monotonic() + seconds, kinds)
+        except BaseException:
+            end_scripts(run)
+            raise
         found = check(run)
         end_scripts(run)
     report(run, found)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import threading
 import time
+from collections.abc import Iterator
 from random import Random
 
 from tests.chaos.run import Run
@@ -16,6 +17,25 @@ from psycopg2.extensions import cursor as Cursor
 WRITERS = 5
 HELD = 0.08  # seconds that a transaction is held open at most
 KEYS = 300  # employees that the writers share
+
+
+@contextlib.contextmanager
+def writers_at_work(run: Run, seed: int) -> Iterator[None]:
+    """Writers change the source as long as the block runs."""
+    run.transactions = [threading.Lock() for _ in range(WRITERS)]
+    writers = [
+        threading.Thread(target=write, args=(run, Random(f"{seed} {number}"), transaction))
+        for number, transaction in enumerate(run.transactions)
+    ]
+    run.writing.set()
+    for writer in writers:
+        writer.start()
+    try:
+        yield
+    finally:
+        run.over.set()
+        for writer in writers:
+            writer.join()
 
 
 def write(run: Run, random: Random, transaction: threading.Lock) -> None:

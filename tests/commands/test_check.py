@@ -86,48 +86,61 @@ SECRETS = {
 }
 
 
-def test_settings_are_named_with_their_origin_secrets_hidden_and_misspelt_names_seen(copy: Path) -> None:
-    (copy / ".env").write_text(
-        "SOURCE_DATABASE_URL=host=localhost port=1 user=me password=qzx7kvw9jy\nKAFKA_TOPIC=mine\nRETENTION=1 day\n"
-        "POLL_INTERVALL=3\nKAFKA_BOOTSTRAP_SERVER=elsewhere:9092\nsource_database_ur=x\n",
-        encoding="utf-8",
-    )
-    (copy / ".env").chmod(0o644)
-    environment = {"RETENTION": "2 days", "KAFKA_BOOTSTRAP_SERVERS": "localhost:1", "KAFKA_PORT": "tcp://1", **SECRETS}
+ENV_FILE = """
+SOURCE_DATABASE_URL=host=localhost port=1 user=me password=qzx7kvw9jy
+KAFKA_TOPIC=mine
+RETENTION=1 day
+POLL_INTERVALL=3
+KAFKA_BOOTSTRAP_SERVER=elsewhere:9092
+source_database_ur=x
+"""
+SHOWN = (
+    "ok    SOURCE_DATABASE_URL: me@localhost:1/ (.env)",
+    "ok    DESTINATION_DATABASE_URL: bob@localhost:1/none, sslmode=disable, sslpassword=hidden (environment)",
+    "ok    KAFKA_TOPIC: mine (.env)",
+    "ok    RETENTION: 2 days (environment)",
+    "ok    KAFKA_GROUP_ID: employee-cdc (default)",
+    "ok    KAFKA_SASL_PASSWORD: hidden (environment)",
+    "ok    CDC_MONITOR_PASSWORD: hidden (environment)",
+    "note  libpq's own variables: PGPASSWORD=hidden; what a URL leaves out comes from them",
+    "wrong POLL_INTERVALL: (.env) is none of our settings; is POLL_INTERVAL meant?",
+    "wrong KAFKA_BOOTSTRAP_SERVER: (.env) is none of our settings; is KAFKA_BOOTSTRAP_SERVERS meant?",
+    "wrong source_database_ur: (.env) is none of our settings; is SOURCE_DATABASE_URL meant?",
+    "note  ignored: KAFKA_PORT: the Kafka client has no such setting",
+    "note  .env: others can read it, and it holds passwords: chmod 600 .env",
+)
+NOT_REACHED = (
+    "wrong source: source at localhost:1: ",
+    "wrong destination: destination at localhost:1: ",
+    "wrong Kafka: ",
+)
+
+
+def check_in(folder: Path, environment: dict[str, str]) -> subprocess.CompletedProcess[str]:
+    """Run `admin.py check` in a folder, with nothing else in its environment; a server has 1 s to answer."""
     impatient = "import admin, sys; from cdc.check import servers; servers.ANSWER_WAIT = 1; sys.argv[1:] = ['check']"
-    result = subprocess.run(
+    return subprocess.run(
         [sys.executable, "-c", f"{impatient}; admin.main()"],
-        cwd=copy,
+        cwd=folder,
         env={"PATH": os.environ["PATH"], **environment},
         capture_output=True,
         text=True,
         timeout=60,
         check=False,
     )
+
+
+def test_settings_are_named_with_their_origin_secrets_hidden_and_misspelt_names_seen(copy: Path) -> None:
+    (copy / ".env").write_text(ENV_FILE, encoding="utf-8")
+    (copy / ".env").chmod(0o644)
+    environment = {"RETENTION": "2 days", "KAFKA_BOOTSTRAP_SERVERS": "localhost:1", "KAFKA_PORT": "tcp://1"}
+    result = check_in(copy, {**environment, **SECRETS})
     assert result.returncode == 1, result.stdout + result.stderr
     assert "qzx7" not in result.stdout + result.stderr
     lines = result.stdout.splitlines()
-    for line in (
-        "ok    SOURCE_DATABASE_URL: me@localhost:1/ (.env)",
-        "ok    DESTINATION_DATABASE_URL: bob@localhost:1/none, sslmode=disable, sslpassword=hidden (environment)",
-        "ok    KAFKA_TOPIC: mine (.env)",
-        "ok    RETENTION: 2 days (environment)",
-        "ok    KAFKA_GROUP_ID: employee-cdc (default)",
-        "ok    KAFKA_SASL_PASSWORD: hidden (environment)",
-        "ok    CDC_MONITOR_PASSWORD: hidden (environment)",
-        "note  libpq's own variables: PGPASSWORD=hidden; what a URL leaves out comes from them",
-        "wrong POLL_INTERVALL: (.env) is none of our settings; is POLL_INTERVAL meant?",
-        "wrong KAFKA_BOOTSTRAP_SERVER: (.env) is none of our settings; is KAFKA_BOOTSTRAP_SERVERS meant?",
-        "wrong source_database_ur: (.env) is none of our settings; is SOURCE_DATABASE_URL meant?",
-        "note  ignored: KAFKA_PORT: the Kafka client has no such setting",
-        "note  .env: others can read it, and it holds passwords: chmod 600 .env",
-    ):
+    for line in SHOWN:
         assert line in lines, result.stdout
-    for start in (
-        "wrong source: source at localhost:1: ",
-        "wrong destination: destination at localhost:1: ",
-        "wrong Kafka: ",
-    ):
+    for start in NOT_REACHED:
         assert [line for line in lines if line.startswith(start)], result.stdout
     assert lines[-1] == "wrong: 6; the lines above say what to do"
 

@@ -15,10 +15,7 @@ from harness.waiting import wait_until
 import pytest
 
 
-def test_status_follows_a_change_through_all_stages(pipeline: Pipeline) -> None:
-    source = pipeline.source()
-
-    # nothing yet, and nothing runs
+def test_status_of_a_pipeline_in_which_nothing_runs_yet_says_what_to_start(pipeline: Pipeline) -> None:
     found, shown = pipeline.status(), screen(pipeline)
     assert found["source"]["rows"] == found["source"]["log_head"] == found["source"]["unpublished"] == 0
     assert found["source"]["active_producer"] is None
@@ -31,8 +28,9 @@ def test_status_follows_a_change_through_all_stages(pipeline: Pipeline) -> None:
     assert shown["log"] == "0 log offset; 0; no change yet"
     assert shown["answer"] == "in sync: yes; but no producer is active"
 
-    # made, not published
-    query(source, "INSERT INTO employees (emp_id) VALUES (1)")
+
+def test_status_follows_a_change_from_the_log_into_the_topic(pipeline: Pipeline) -> None:
+    query(pipeline.source(), "INSERT INTO employees (emp_id) VALUES (1)")
     time.sleep(0.2)  # the age shows tenths of a second
     found, shown = pipeline.status(), screen(pipeline)
     assert (found["source"]["rows"], found["destination"]["rows"]) == (1, 0)
@@ -44,7 +42,6 @@ def test_status_follows_a_change_through_all_stages(pipeline: Pipeline) -> None:
     assert shown["source"].startswith("1 row; localhost:")
     assert shown["answer"] == "in sync: no; 1 change is not published"
 
-    # published, not applied
     assert pipeline.run("producer.py", "--once").returncode == 0
     found, shown = pipeline.status(), screen(pipeline)
     assert (found["source"]["unpublished"], found["source"]["published_offset"]) == (0, 1)
@@ -56,36 +53,38 @@ def test_status_follows_a_change_through_all_stages(pipeline: Pipeline) -> None:
     assert found["to_destination"] is None  # that server does not keep the times of commits
     assert found["to_kafka"]["median_ms"] == found["to_kafka"]["slowest_ms"] >= 200
 
-    # committed late, below the published offset
+
+def test_status_counts_a_late_row_as_not_published(pipeline: Pipeline) -> None:
     late = pipeline.source()
-    query(late, "BEGIN; INSERT INTO employees (emp_id) VALUES (2)")
-    query(source, "INSERT INTO employees (emp_id) VALUES (3)")
+    query(late, "BEGIN; INSERT INTO employees (emp_id) VALUES (1)")
+    query(pipeline.source(), "INSERT INTO employees (emp_id) VALUES (2)")
     assert pipeline.run("producer.py", "--once").returncode == 0
     query(late, "COMMIT")
     found = pipeline.status()
-    assert (found["source"]["log_head"], found["source"]["published_offset"]) == (3, 3)
+    assert (found["source"]["log_head"], found["source"]["published_offset"]) == (2, 2)
     assert found["source"]["unpublished"] == 1
 
-    # applied; both scripts run
-    with pipeline.running("producer.py") as producer, pipeline.running("consumer.py"):
-        pipeline.wait_until_equal()
-        found = wait_until(lambda: (now := pipeline.status())["in_sync"] and now, what="in sync")
-        shown = screen(pipeline)
-        assert (found["source"]["rows"], found["destination"]["rows"]) == (3, 3)
-        assert (found["source"]["unpublished"], lag(found), found["kafka"]["dead_letters"]) == (0, 0, 0)
-        assert re.fullmatch(r"pid \d+ at \S+", found["source"]["active_producer"])
-        (member,) = found["kafka"]["members"]
-        assert [part["member"] for part in found["kafka"]["partitions"]] == [member] * 3
-        assert sum(part["end_offset"] for part in found["kafka"]["partitions"]) == 3
-        assert shown["group"] == f"1 consumer; {pipeline.name}"
-        assert shown["producer"] == f"3 log offset; script {producer.process.pid} on {socket.gethostname()}"
-        assert shown["answer"] == "in sync: yes"
-        assert found["alarms"] == []
 
-        # and one that cannot be applied
-        pipeline.send("no change")
-        wait_until(lambda: pipeline.status()["kafka"]["dead_letters"] == 1, what="a dead letter")
-        assert screen(pipeline)["dead letters"] == "1; python admin.py dead-letters"
+def test_status_of_a_running_pipeline_names_who_is_at_work_and_counts_dead_letters(running: Pipeline) -> None:
+    query(running.source(), "INSERT INTO employees (emp_id) VALUES (1), (2)")
+    running.wait_until_equal()
+    found = wait_until(lambda: (now := running.status())["in_sync"] and now, what="in sync")
+    shown = screen(running)
+    assert (found["source"]["rows"], found["destination"]["rows"]) == (3, 3)
+    assert (found["source"]["unpublished"], lag(found), found["kafka"]["dead_letters"]) == (0, 0, 0)
+    assert re.fullmatch(r"pid \d+ at \S+", found["source"]["active_producer"])
+    (member,) = found["kafka"]["members"]
+    assert [part["member"] for part in found["kafka"]["partitions"]] == [member] * 3
+    assert sum(part["end_offset"] for part in found["kafka"]["partitions"]) == 3
+    assert shown["group"] == f"1 consumer; {running.name}"
+    producer = running.scripts[0]
+    assert shown["producer"] == f"3 log offset; script {producer.process.pid} on {socket.gethostname()}"
+    assert shown["answer"] == "in sync: yes"
+    assert found["alarms"] == []
+
+    running.send("no change")
+    wait_until(lambda: running.status()["kafka"]["dead_letters"] == 1, what="a dead letter")
+    assert screen(running)["dead letters"] == "1; python admin.py dead-letters"
 
 
 NOT_ANSWERING = {

@@ -6,6 +6,8 @@ import re
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -62,21 +64,45 @@ def leaders(topic: str) -> dict[int, int]:
     return {number: partition.leader for number, partition in partitions.items()}
 
 
-def pulse(source: Connection, sent: list[float], over: threading.Event) -> None:
-    """Change all employees, the number of the change as their salary, every few milliseconds; note when."""
-    while not over.wait(0.05):
-        sent.append(time.monotonic())
-        query(source, "UPDATE employees SET salary = %(number)s", {"number": len(sent)})
+@dataclass
+class Load:
+    """What changes all the time, and how late it is at the destination."""
+
+    sent: list[float] = field(default_factory=list)  # when each change was made (time.monotonic)
+    delay: float = 0.0  # seconds at most: the age of the oldest change not seen there yet
+
+    def write(self, source: Connection, over: threading.Event) -> None:
+        """Change all employees, the number of the change as their salary, every few milliseconds; note when."""
+        while not over.wait(0.05):
+            self.sent.append(time.monotonic())
+            query(source, "UPDATE employees SET salary = %(number)s", {"number": len(self.sent)})
+
+    def watch(self, destination: Connection, over: threading.Event) -> None:
+        while not over.is_set():
+            ((seen,),) = query(destination, "SELECT min(salary) FROM employees")
+            if seen < len(self.sent):
+                self.delay = max(self.delay, time.monotonic() - self.sent[seen])
+            time.sleep(0.005)
 
 
-def longest_delay(destination: Connection, sent: list[float], over: threading.Event, found: list[float]) -> None:
-    """Watch the destination; note its delay at most: the age of the oldest change not seen there yet."""
-    found.append(0.0)
-    while not over.is_set():
-        ((seen,),) = query(destination, "SELECT min(salary) FROM employees")
-        if seen < len(sent):
-            found[0] = max(found[0], time.monotonic() - sent[seen])
-        time.sleep(0.005)
+@contextmanager
+def under_load(pipeline: Pipeline) -> Iterator[Load]:
+    """Write as long as the block runs, and watch until all of it is at the destination."""
+    load, over, stop_watching = Load(), threading.Event(), threading.Event()
+    writer = threading.Thread(target=load.write, args=(pipeline.source(), over))
+    watcher = threading.Thread(target=load.watch, args=(pipeline.destination(), stop_watching))
+    writer.start()
+    watcher.start()
+    try:
+        yield load
+    finally:
+        over.set()
+        writer.join()
+        try:
+            pipeline.wait_until_equal()
+        finally:
+            stop_watching.set()
+            watcher.join()
 
 
 def missing_replicas(pipeline: Pipeline, **environment: str) -> str:
@@ -96,16 +122,9 @@ def test_a_topic_of_one_replica_on_three_brokers_is_an_alarm(replicated: Pipelin
 def test_nothing_is_lost_when_the_broker_that_leads_a_partition_is_killed(
     cluster: dict[str, Server], replicated: Pipeline
 ) -> None:
-    over, stop_watching = threading.Event(), threading.Event()
-    sent: list[float] = []
-    delay: list[float] = []
-    writer = threading.Thread(target=pulse, args=(replicated.source(), sent, over))
-    watcher = threading.Thread(target=longest_delay, args=(replicated.destination(), sent, stop_watching, delay))
-    writer.start()
-    watcher.start()
-    try:
+    with under_load(replicated) as load:
         replicated.run("admin.py", "create", KAFKA_TOPIC="of_one_replica")
-        wait_until(lambda: len(sent) > 20)
+        wait_until(lambda: len(load.sent) > 20)
         led = leaders(replicated.topic)
         killed = led[0]
         servers.kill(cluster[f"kafka{killed}"])
@@ -117,23 +136,14 @@ def test_nothing_is_lost_when_the_broker_that_leads_a_partition_is_killed(
         servers.start(cluster[f"kafka{killed}"])
         servers.wait(cluster[f"kafka{killed}"])
         time.sleep(2)  # on three again
-    finally:
-        over.set()
-        writer.join()
-        try:
-            replicated.wait_until_equal()
-        finally:
-            stop_watching.set()
-            watcher.join()
     print(
         f"broker {killed} led {sum(leader == killed for leader in led.values())} of {len(led)} partitions; "
-        f"{len(sent) * PULSES:,} changes, the longest gap was {delay[0]:.1f} s"
+        f"{len(load.sent) * PULSES:,} changes, the longest gap was {load.delay:.1f} s"
     )
-    source = replicated.source()
-    logged = {cdc_id for (cdc_id,) in query(source, "SELECT cdc_id FROM emp_cdc")}
+    logged = {cdc_id for (cdc_id,) in query(replicated.source(), "SELECT cdc_id FROM emp_cdc")}
     assert len(replicated.messages()) >= len(logged)
     assert replicated.dead_letters() == []
-    assert delay[0] < 20  # 10 on a quiet machine
+    assert load.delay < 20  # 10 on a quiet machine
     for script in replicated.scripts:
         assert script.process.poll() is None
         assert "Traceback" not in script.output()
