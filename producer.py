@@ -18,16 +18,15 @@ from functools import partial
 import config
 from cdc import cli, endpoints, metrics, standby, wakeup
 from cdc.emp_cdc import count_unpublished, late_pages, prepare, read_page
-from cdc.flush import bound_waits, flusher
+from cdc.flush import bound_waits
 from cdc.health import HEALTH
 from cdc.history import History
-from cdc.kafka import Brokers, advise, make_client, wait_for_login
-from cdc.message import Change
+from cdc.kafka import Brokers, make_client, wait_for_login
 from cdc.outage import Outage
 from cdc.position import Position, PositionLost, Saver, load_position
 from cdc.postgres import WrongSetting, connect, wait_for_database
 from cdc.progress import Report
-from cdc.publisher import KAFKA_SETTINGS, PAGE, NotPublished, Published, publish, without
+from cdc.publisher import KAFKA_SETTINGS, PAGE, NotPublished, Published, publish, wait_for_topic
 from cdc.topic import Tail
 from cdc.upkeep import Upkeep
 
@@ -53,7 +52,7 @@ def run_once(producer: Producer, saver: Saver, stop: cli.Stop, page_size: int = 
     refused = publish(producer, page.changes, stop, page.changed_at)
     # In memory: stream() saves it soon. A crash before that publishes again, and the consumer's gate drops the repeats.
     saver.advance(page.position_after(saver.position))
-    return Published(len(page.changes), without(page.changes, refused), len(refused))
+    return Published().with_page(page.changes, refused)
 
 
 def publish_late(producer: Producer, saver: Saver, stop: cli.Stop, page_size: int) -> Published:
@@ -62,15 +61,19 @@ def publish_late(producer: Producer, saver: Saver, stop: cli.Stop, page_size: in
     Nothing beyond the offset is published meanwhile: it may hold newer changes of the same employees. A crash before
     the end publishes the late rows again.
     """
-    position = saver.position
-    count, snapshot, changes, refused_count = 0, position.snapshot, list[Change](), 0
+    position, snapshot, published = saver.position, saver.position.snapshot, Published()
     for page in late_pages(saver.source, position, page_size):
         refused = publish(producer, page.changes, stop)
         cli.raise_if_requested(stop)
-        count, snapshot, changes = count + len(page.changes), page.snapshot, without(page.changes, refused)
-        refused_count += len(refused)
+        snapshot, published = page.snapshot, published.with_page(page.changes, refused)
     saver.advance(Position(position.last_offset, snapshot))
-    return Published(count, changes, refused_count)
+    return published
+
+
+def log_published(report: Report, published: Published, started: float, count_left: Callable[[], int]) -> None:
+    if published.changes:
+        count, newest = published.count - published.refused, published.changes[-1].cdc_id
+        report.batch(count, newest, started, published.describe, count_left, published.full)
 
 
 def stream(
@@ -95,12 +98,6 @@ def stream(
         rest.after(published.count, published.full, took, until=min(upkeep.due, saver.due))
 
 
-def log_published(report: Report, published: Published, started: float, count_left: Callable[[], int]) -> None:
-    if published.changes:
-        count, newest = published.count - published.refused, published.changes[-1].cdc_id
-        report.batch(count, newest, started, published.describe, count_left, published.full)
-
-
 def session(brokers: Brokers, outage: Outage, report: Report, stop: cli.Stop, once: bool) -> None:
     """Publish over one connection to the source until a stop is requested, or with once until the log is drained."""
     with closing(connect("source", config.SOURCE_DATABASE_URL)) as source, HEALTH.connection("source"):
@@ -114,7 +111,6 @@ def session(brokers: Brokers, outage: Outage, report: Report, stop: cli.Stop, on
         if stop.requested:
             return
         prepare(source)
-        flusher.useful = standby.Alive(source)
         history = History(source, Tail(brokers), stop)
         position = load_position(source)
         count_unpublished(source, position)  # for the metrics: Kafka may be down
@@ -133,15 +129,8 @@ def keep_publishing(brokers: Brokers, outage: Outage, report: Report, stop: cli.
             break
         except psycopg2.Error as error:
             wait_for_database(outage, "source", config.SOURCE_DATABASE_URL, error)
-        except KafkaException as error:
-            reason = error.args[0]
-            if brokers.wrong_setting:
-                cli.fail(brokers.wrong_setting, cli.WRONG_USE)
-            brokers.note(reason)
-            advice = advise(reason, f"READ and WRITE on topic {config.KAFKA_TOPIC}")
-            outage.wait(f"topic {config.KAFKA_TOPIC}: {reason.str()}{advice}", quiet=brokers.unsteady())
-        except NotPublished as error:
-            outage.wait(f"topic {config.KAFKA_TOPIC}: {error}", quiet=brokers.unsteady())
+        except (KafkaException, NotPublished) as error:
+            wait_for_topic(outage, brokers, error)
         except PositionLost as error:
             outage.wait(str(error))
         except WrongSetting as error:

@@ -12,8 +12,9 @@ import config
 from cdc import cli, delay, metrics, signature
 from cdc.dead_letters import produce_all
 from cdc.flush import Flush
-from cdc.kafka import advise
+from cdc.kafka import Brokers, advise
 from cdc.message import Change, describe, to_json
+from cdc.outage import Outage
 from cdc.progress import Line
 from employee import CDC_COLUMNS
 
@@ -60,6 +61,10 @@ class Published:
     count: int = 0  # 0 when the log is drained
     changes: list[Change] = field(default_factory=list)
     refused: int = 0  # how many of them the broker has refused for good; they are not in `changes`
+
+    def with_page(self, changes: list[Change], refused: list[Change]) -> Published:
+        """Return this and the page published next. refused: those of its changes that the broker refused for good."""
+        return Published(self.count + len(changes), without(changes, refused), self.refused + len(refused))
 
     @property
     def full(self) -> bool:
@@ -190,3 +195,14 @@ def send_first(
 def collect(error: KafkaError | None, failures: list[KafkaError]) -> None:
     if error is not None:
         failures.append(error)
+
+
+def wait_for_topic(outage: Outage, brokers: Brokers, error: KafkaException | NotPublished) -> None:
+    """Wait before the next try. Exits if the brokers refuse our login or encryption: that is a wrong setting."""
+    reason = str(error)
+    if isinstance(error, KafkaException):
+        if brokers.wrong_setting:
+            cli.fail(brokers.wrong_setting, cli.WRONG_USE)
+        brokers.note(error.args[0])
+        reason = error.args[0].str() + advise(error.args[0], f"READ and WRITE on topic {config.KAFKA_TOPIC}")
+    outage.wait(f"topic {config.KAFKA_TOPIC}: {reason}", quiet=brokers.unsteady())

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from datetime import datetime
 
 from cdc import cli, metrics
+from cdc.flush import flusher
 from cdc.wakeup import ACTIVE, HELD, Holder, lock_holders, name_strangers, try_lock
 
 import psycopg2
@@ -35,7 +36,7 @@ END = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE pid = %(pid)
 
 
 def become_active(source: Connection, stop: cli.Stop) -> None:
-    """Wait until no other producer is active."""
+    """Wait until no other producer is active. From then on, keep our session alive while we wait for Kafka."""
     watch = Watch(source)
     reported: str | None = None
     while not stop.requested and not try_lock(source, ACTIVE):
@@ -48,6 +49,7 @@ def become_active(source: Connection, stop: cli.Stop) -> None:
             reported = strangers
         watch.look(holders)
         stop.sleep(LOOK_EVERY)
+    flusher.useful = Alive(source)
     metrics.ACTIVE.set(not stop.requested)
 
 

@@ -32,6 +32,7 @@ def test_a_change_that_is_too_large_alone_is_set_aside_and_the_rest_goes_on(pipe
     result = pipeline.run("producer.py", "--once")
     assert result.returncode == 0, result.stdout + result.stderr
     assert "INSERT employee 11, log offset 11 → dead letter: Broker: Message size too large" in result.stdout
+    assert "published 20 changes in all" in result.stdout
     assert {record.cdc_id for record in published(pipeline)} == set(range(1, 22)) - {11}
     (letter,) = pipeline.dead_letters()
     assert letter.key() == b"11"
@@ -46,5 +47,6 @@ def test_a_change_without_a_key_is_set_aside_where_the_topic_is_compacted(pipeli
     result = pipeline.run("producer.py", "--once")
     assert result.returncode == 0, result.stdout + result.stderr
     assert "UPDATE without employee, log offset 11 → dead letter: " in result.stdout
+    assert "published 20 changes in all" in result.stdout
     assert {record.cdc_id for record in published(pipeline)} == set(range(1, 22)) - {11}
     assert len(pipeline.dead_letters()) == 1
