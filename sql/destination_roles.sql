@@ -10,6 +10,8 @@ SET LOCAL search_path = pg_catalog, pg_temp;
 
 -- What everybody has, on the database, the schema and employees, goes to those who work here now: each role that has a
 -- right on a table of the schema, or owns one, and whoever is connected. So the REVOKE below locks nobody out.
+-- The same statement is in sql/source_roles.sql, and in no third file for \ir to include: psql goes on where such
+-- a file is missing, and would then only REVOKE.
 DO $$
 DECLARE
     one RECORD;

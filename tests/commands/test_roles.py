@@ -6,6 +6,7 @@ import json
 from collections.abc import Iterator
 from pathlib import Path
 
+from harness import ROOT
 from harness.database import query
 from harness.own_roles import APPLICATION, PASSWORD, Roles, new_roles
 
@@ -206,3 +207,11 @@ def test_another_schema_and_passwords_that_the_server_never_sees(new: Roles) -> 
     assert query(producer, 'SELECT city FROM "hr-2".emp_cdc') == [("Rome",)]
     with pytest.raises(InsufficientPrivilege):
         query(producer, 'SELECT FROM "hr-2".employees')
+
+
+def test_both_files_give_everybodys_rights_to_those_who_work_here_by_the_same_statement() -> None:
+    """Each file runs alone, so it stands in both."""
+    texts = [(ROOT / "sql" / f"{side}_roles.sql").read_text(encoding="utf-8") for side in ("source", "destination")]
+    first, second = (text.partition("\nDO $$")[2].partition("\n$$;")[0] for text in texts)
+    assert "GRANT %s TO %I" in first
+    assert first == second
