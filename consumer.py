@@ -34,7 +34,7 @@ from confluent_kafka import Consumer, KafkaError, Message
 log = logging.getLogger("consumer")
 
 GIVE_UP = 60.0  # seconds without progress after which --once gives up
-FENCED_AGAIN = 10.0  # seconds; fenced twice within them, another consumer has our name
+FENCED_AGAIN = 10.0  # seconds; if we are fenced twice within them, another consumer has our name
 
 
 class Fenced(Exception):
@@ -120,13 +120,13 @@ def session(destination: Destination, brokers: Brokers, report: Report, stop: cl
 
 
 def keep_applying(destination: Destination, brokers: Brokers, report: Report, stop: cli.Stop, once: bool) -> None:
-    """Apply in one session after the other, in case that Kafka gives our place to another consumer."""
+    """Apply, session after session: one ends when Kafka gives our place to another consumer."""
     fenced = float("-inf")
     while True:
         try:
             session(destination, brokers, report, stop, once)
             break
-        except Fenced as error:  # once may be our own doing: a commit that an outage held up
+        except Fenced as error:  # the first may be our own doing: a commit that an outage held up
             if time.monotonic() - fenced < FENCED_AGAIN and not brokers.unsteady():
                 cli.fail(f"Kafka: {error}; does another consumer run with our KAFKA_GROUP_INSTANCE_ID?")
             log.warning("Kafka: %s; joining the group again", error)

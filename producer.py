@@ -106,14 +106,14 @@ def session(brokers: Brokers, outage: Outage, report: Report, stop: cli.Stop, on
         if once:
             standby.become_active_or_exit(source)
         producer = make_client(Producer, KAFKA_SETTINGS, brokers)
-        wait_for_login(producer, brokers)  # before the lock: another producer may be let in
+        wait_for_login(producer, brokers)  # before we take the lock: Kafka may let another producer in
         standby.become_active(source, stop)
         if stop.requested:
             return
         prepare(source)
         history = History(source, Tail(brokers), stop)
         position = load_position(source)
-        count_unpublished(source, position)  # for the metrics: Kafka may be down
+        count_unpublished(source, position)  # for the metrics, before Kafka is asked: it may be down
         position = history.check_at_start(position)
         brokers.mark_up()
         outage.announce(f"publishing from log offset {position.last_offset:,} to topic {config.KAFKA_TOPIC}")
@@ -122,7 +122,7 @@ def session(brokers: Brokers, outage: Outage, report: Report, stop: cli.Stop, on
 
 
 def keep_publishing(brokers: Brokers, outage: Outage, report: Report, stop: cli.Stop, once: bool) -> None:
-    """Publish in one session after the other, and wait in between for the server that is down."""
+    """Publish, session after session. Between two of them, wait for the server that is down."""
     while not stop.requested:
         try:
             session(brokers, outage, report, stop, once)
