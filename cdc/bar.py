@@ -1,6 +1,6 @@
 """How far long work has come: a bar with rate and time left on a terminal, a line every few seconds elsewhere.
 
-A bar is one line without a newline, drawn anew each time. Whoever prints something else clears it first.
+A bar is one line without a newline, drawn again each time. Whoever prints something else clears it first.
 """
 
 from __future__ import annotations

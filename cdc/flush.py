@@ -85,7 +85,7 @@ class Flush:
         """Return why nothing is acknowledged, or nothing where no broker answers: that is reported as an outage.
 
         Asked by another client: a broker answers what comes over one connection in order, so the producer's own
-        question would wait behind its messages.
+        question would wait until its messages are answered.
         """
         admin = make_client(AdminClient, {}, flusher.brokers)
         try:

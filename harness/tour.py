@@ -1,4 +1,4 @@
-"""Run the commands of docs/tour.md, and compare what they print, or write it there anew.
+"""Run the commands of docs/tour.md, and compare what they print, or write it there again.
 
     python -m harness.tour          # run all of it, and put the real output into docs/tour.md
     make tour                       # the same
@@ -193,7 +193,7 @@ def main() -> None:
         document = TOUR.read_text(encoding="utf-8")
         written = rewrite(document, f"cdc_tour_{os.getpid()}", Path(folder))
     TOUR.write_text(written, encoding="utf-8")
-    print("docs/tour.md: as before" if written == document else "docs/tour.md: written anew; look at the difference")
+    print("docs/tour.md: as before" if written == document else "docs/tour.md: written again; look at the difference")
 
 
 if __name__ == "__main__":

@@ -30,7 +30,7 @@ def impatient(shared_running: Pipeline) -> str:
     return shared_running.sabotaged("import test_cdc", "test_cdc.WAIT = test_cdc.GRACE = 1")
 
 
-def test_it_shows_each_step_passes_and_leaves_nothing_behind(shared_running: Pipeline) -> None:
+def test_it_shows_each_step_passes_and_leaves_no_row(shared_running: Pipeline) -> None:
     shared_running.wait_until_equal()
     before = query(shared_running.source(), ROWS)
     for _ in range(2):

@@ -13,7 +13,7 @@ from harness.waiting import wait_until
 
 import pytest
 
-# All that a set-up makes, with the objects' identities: a table made anew would have another one.
+# All that a set-up makes, with the objects' identities: a re-created table would have another one.
 CATALOGUE = """
 SELECT 'column', attrelid::regclass::text, attname::text, format_type(atttypid, atttypmod), attnotnull::text,
        attrelid::bigint, pg_relation_filenode(attrelid)::bigint

@@ -1,4 +1,4 @@
-"""A topic that is not there yet, and one that is made anew under a running consumer."""
+"""A topic that is not there yet, and one that is re-created under a running consumer."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def test_a_topic_that_is_there_at_last_is_said_in_plain_words(without_topic: str
     assert "run python admin.py answers again" not in without_topic
 
 
-def test_a_topic_made_anew_under_a_running_consumer_is_read_from_its_first_message(pipeline: Pipeline) -> None:
+def test_a_topic_re_created_under_a_running_consumer_is_read_from_its_first_message(pipeline: Pipeline) -> None:
     with consuming(pipeline) as script:
         for partition in range(3):
             pipeline.send(change(1, partition), change(2, partition), partition=partition)

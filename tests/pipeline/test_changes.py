@@ -112,7 +112,7 @@ STATEMENTS: dict[str, list[str]] = {
 
 
 @pytest.mark.parametrize("what", STATEMENTS)
-def test_what_statements_leave_behind_arrives(
+def test_what_statements_leave_in_the_table_arrives(
     shared_running: Pipeline, both_ends: tuple[Connection, Connection], what: str
 ) -> None:
     source, destination = both_ends

@@ -1,4 +1,4 @@
-"""A server that is away for a while, a topic that is made anew: said once, no dead letter, and on it goes."""
+"""A server that is away for a while, a topic that is re-created: reported once, no dead letter, and on it goes."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ MARKERS = 40  # employees: enough of them for every partition
 MARK = "UPDATE employees SET salary = %(mark)s WHERE emp_id <= 40"
 MARKED = "SELECT count(*) FROM employees WHERE emp_id <= 40 AND salary = %(mark)s"
 
-ANEW = "THE TOPIC WAS RE-CREATED.*run python verify.py --repair"
+RECREATED = "THE TOPIC WAS RE-CREATED.*run python verify.py --repair"
 
 numbers = itertools.count()
 
@@ -175,20 +175,20 @@ def test_while_servers_are_away_sigterm_ends_the_scripts_and_new_ones_wait(
     assert not any("Traceback" in script.output() for script in started.scripts)
 
 
-def make_topic_anew(pipeline: Pipeline) -> None:
+def recreate_topic(pipeline: Pipeline) -> None:
     for arguments in (("delete", "--yes"), ("create",)):
         result = pipeline.run("admin.py", *arguments)
         assert result.returncode == 0, result.stdout + result.stderr
 
 
-def test_a_topic_made_anew_under_a_running_pipeline_is_said_and_carries_what_follows(started: Pipeline) -> None:
+def test_a_topic_re_created_under_a_running_pipeline_is_said_and_carries_what_follows(started: Pipeline) -> None:
     over = threading.Event()
     writer = threading.Thread(target=write, args=(started, over))
     writer.start()
     try:
         for times in (1, 2):
-            make_topic_anew(started)
-            wait_until(lambda: len(lines(started.scripts[1], ANEW)) == times, 5, ANEW)  # noqa: B023
+            recreate_topic(started)
+            wait_until(lambda: len(lines(started.scripts[1], RECREATED)) == times, 5, RECREATED)  # noqa: B023
             assert seconds_until_in_sync(started) < 10
     finally:
         over.set()
@@ -203,14 +203,14 @@ def test_a_topic_made_anew_under_a_running_pipeline_is_said_and_carries_what_fol
         assert "Traceback" not in script.output()
 
 
-def test_a_topic_made_anew_while_the_consumer_was_busy_is_read_from_its_first_message(started: Pipeline) -> None:
+def test_a_topic_re_created_while_the_consumer_was_busy_is_read_from_its_first_message(started: Pipeline) -> None:
     source, consumer = started.source(), started.scripts[1]
     for number in range(5):
         query(source, f"UPDATE employees SET city = '{number}'")
     started.wait_until_equal()
     consumer.process.send_signal(signal.SIGSTOP)
     try:
-        make_topic_anew(started)
+        recreate_topic(started)
         query(source, "UPDATE employees SET city = 'published at once' WHERE emp_id <= 100")
         for number in range(10):
             query(source, f"UPDATE employees SET city = 'more {number}' WHERE emp_id > 100")
@@ -225,7 +225,7 @@ def test_messages_that_are_lost_with_their_topic_are_sent_again_by_verify_repair
     consumer.stop()
     query(source, "UPDATE employees SET city = 'lost with the topic' WHERE emp_id <= 500")
     wait_until(lambda: len(started.messages()) == 1500)
-    make_topic_anew(started)
+    recreate_topic(started)
     started.start("consumer.py", KAFKA_GROUP_INSTANCE_ID="one")
     seconds_until_in_sync(started)
     assert not started.equal()

@@ -16,7 +16,7 @@ import pytest
 
 TRIES = 20  # a stranger on the same server who commits in between puts another snapshot into the story
 HEAD = "SELECT coalesce(max(cdc_id), 0) FROM emp_cdc"
-ALONE = [wrong for wrong in WRONG if not wrong.protocol.fence]  # a fence stalls behind whatever runs on the server
+ALONE = [wrong for wrong in WRONG if not wrong.protocol.fence]  # a fence waits for whatever runs on the server
 
 
 @pytest.fixture(scope="module")

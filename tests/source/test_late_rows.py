@@ -37,7 +37,7 @@ Interleaving = Callable[[list[Connection], Callable[[], bool]], Any]
         pytest.param(the_higher_xid_draws_the_lower_offset, emp_cdc.BEGUN_LATER, id="above the snapshot's xmax"),
     ],
 )
-def test_a_change_that_commits_behind_the_offset_is_not_lost(
+def test_a_change_that_commits_at_or_below_the_offset_is_not_lost(
     read: Callable[[], Reader],
     sessions: list[Connection],
     monkeypatch: pytest.MonkeyPatch,

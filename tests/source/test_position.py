@@ -143,7 +143,7 @@ UPDATE cdc_position SET last_offset = backup.last_offset, snapshot = backup.snap
         pytest.param("TRUNCATE emp_cdc RESTART IDENTITY", False, id="log truncated and nothing left in Kafka"),
     ],
 )
-def test_a_source_that_went_back_in_time_goes_on_behind_what_was_published(
+def test_a_source_that_went_back_in_time_goes_on_after_what_was_published(
     pipeline: Pipeline, read: Callable[[], Reader], back: str, kept: bool
 ) -> None:
     source = pipeline.source()
@@ -163,7 +163,7 @@ def test_a_source_that_went_back_in_time_goes_on_behind_what_was_published(
     assert [record.cdc_id for record in published(pipeline)] == ([1, 2, 3, 4, 5, 6, 7] if kept else [7])
 
 
-def test_a_log_truncated_after_its_first_change_goes_on_behind_it(
+def test_a_log_truncated_after_its_first_change_goes_on_after_it(
     pipeline: Pipeline, read: Callable[[], Reader]
 ) -> None:
     source = pipeline.source()
