@@ -12,7 +12,7 @@ from harness.pipeline import Pipeline
 from confluent_kafka import Producer
 
 
-def bury(pipeline: Pipeline, *values: bytes | str | None, key: str | None = None, **options: Any) -> None:
+def send_dead_letters(pipeline: Pipeline, *values: bytes | str | None, key: str | None = None, **options: Any) -> None:
     """Put letters into the dead-letter topic, as a stranger would: without headers."""
     producer = Producer({**client_settings(), "compression.type": "lz4"})
     for value in values:

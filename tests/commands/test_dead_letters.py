@@ -12,7 +12,7 @@ import termios
 
 from cdc import dead_letters
 from harness import ROOT
-from harness.dead_letters import apply, bury, listed, told, waiting
+from harness.dead_letters import apply, listed, send_dead_letters, told, waiting
 from harness.kafka import client_settings
 from harness.pipeline import Pipeline
 from harness.script import PEAK
@@ -37,7 +37,7 @@ def test_a_bad_message_is_listed_with_its_employee_error_and_origin(pipeline: Pi
 @pytest.mark.parametrize("width", [40, 80, 120])
 def test_letters_fit_the_terminal_as_blocks_below_100_columns(shared: Pipeline, width: int) -> None:
     if not shared.dead_letters():
-        bury(
+        send_dead_letters(
             shared, "a value of " + "x" * 100, key="7", headers=[("error", "no change at all"), ("topic", "somewhere")]
         )
     lines = told(shared, width=width).splitlines()
@@ -51,8 +51,10 @@ def test_letters_fit_the_terminal_as_blocks_below_100_columns(shared: Pipeline, 
 
 
 def test_letters_of_strangers_are_listed_too(pipeline: Pipeline) -> None:
-    bury(pipeline, None, b"\xff\x00[/red]\x1b[2J", timestamp=2**60)
-    bury(pipeline, "x", key="[bold]", headers=[("error", None), ("partition", b"\xfe"), ("error", b"twice")])
+    send_dead_letters(pipeline, None, b"\xff\x00[/red]\x1b[2J", timestamp=2**60)
+    send_dead_letters(
+        pipeline, "x", key="[bold]", headers=[("error", None), ("partition", b"\xfe"), ("error", b"twice")]
+    )
     first, second, third = listed(pipeline)
     assert first["value"] is first["employee"] is first["error"] is first["when"] is None
     assert second["value"] == "\\xff\x00[/red]\x1b[2J"
@@ -72,7 +74,7 @@ def test_where_there_are_none_it_says_so(pipeline: Pipeline) -> None:
 
 def test_the_table_cuts_long_values_and_long_lists_and_json_gives_all(pipeline: Pipeline) -> None:
     values = [f"{number:03}" + "x" * 500 for number in range(dead_letters.MAX_LISTED + 70)]
-    bury(pipeline, *values)
+    send_dead_letters(pipeline, *values)
     table = told(pipeline)
     assert "x…" in table
     assert "x" * 100 not in table
@@ -88,7 +90,7 @@ def test_a_dead_letter_topic_of_several_partitions_is_handled_whole(bare_pipelin
         future.result()
     bare_pipeline.set_up()
     for number in range(9):
-        bury(bare_pipeline, str(number), partition=number % 3)
+        send_dead_letters(bare_pipeline, str(number), partition=number % 3)
     assert sorted(letter["value"] for letter in listed(bare_pipeline)) == list("012345678")
     assert told(bare_pipeline, "--replay") == "dead letters sent again: 9"
     assert waiting(bare_pipeline) == 0
@@ -96,7 +98,7 @@ def test_a_dead_letter_topic_of_several_partitions_is_handled_whole(bare_pipelin
 
 
 def test_discard_deletes_without_asking_only_if_told_so(pipeline: Pipeline) -> None:
-    bury(pipeline, "a", "b")
+    send_dead_letters(pipeline, "a", "b")
     result = pipeline.run("admin.py", "dead-letters", "--discard")
     assert result.returncode == 2
     assert "--yes" in result.stderr
@@ -112,7 +114,7 @@ def test_discard_deletes_without_asking_only_if_told_so(pipeline: Pipeline) -> N
 def test_discard_asks_on_a_terminal_and_deletes_what_was_there_when_it_asked(
     pipeline: Pipeline, answer: str, code: int, left: int
 ) -> None:
-    bury(pipeline, "first")
+    send_dead_letters(pipeline, "first")
     terminal, inner = pty.openpty()
     process = subprocess.Popen(
         [sys.executable, str(ROOT / "admin.py"), "dead-letters", "--discard"],
@@ -127,7 +129,7 @@ def test_discard_asks_on_a_terminal_and_deletes_what_was_there_when_it_asked(
     said = b""
     while b"[y/N]" not in said:
         said += os.read(terminal, 1000)
-    bury(pipeline, "second")
+    send_dead_letters(pipeline, "second")
     os.write(terminal, answer.encode())
     with contextlib.suppress(OSError):  # the terminal's end
         while more := os.read(terminal, 1000):
@@ -156,7 +158,7 @@ def test_where_kafka_or_a_topic_is_missing_it_says_so_and_exits_1(bare_pipeline:
 
 
 def test_memory_stays_bounded_with_many_large_letters(pipeline: Pipeline) -> None:
-    bury(pipeline, *(["x" * 20_000] * 10_000))
+    send_dead_letters(pipeline, *(["x" * 20_000] * 10_000))
     measured = pipeline.sabotaged("import admin", *PEAK)
     for options in (("--json",), ("--replay",)):
         result = pipeline.run(measured, "dead-letters", *options)

@@ -6,7 +6,7 @@ import re
 
 from harness import ROOT
 from harness.database import query
-from harness.dead_letters import bury
+from harness.dead_letters import send_dead_letters
 from harness.pipeline import Pipeline
 from harness.terminal import Recording, Screen, record
 
@@ -44,7 +44,7 @@ def test_a_backlog_is_a_bar_on_a_terminal_and_one_line_in_the_end(shared: Pipeli
 
 def test_replay_tells_how_far_it_has_come(shared: Pipeline) -> None:
     for number in range(150):
-        bury(shared, "nonsense", key=str(number))
+        send_dead_letters(shared, "nonsense", key=str(number))
     often = shared.sabotaged("import admin", OFTEN)
     result = shared.run(often, "dead-letters", "--replay")
     assert result.returncode == 0, result.stderr

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from cdc import dead_letters
 from harness.database import query
-from harness.dead_letters import apply, bury, insert, listed, told, waiting
+from harness.dead_letters import apply, insert, listed, send_dead_letters, told, waiting
 from harness.kafka import client_settings
 from harness.pipeline import Pipeline
 
@@ -49,8 +49,8 @@ def test_replay_keeps_keys_values_and_the_partition_of_the_employee(pipeline: Pi
     pipeline.drain()
     published = [(message.partition(), message.key(), message.value()) for message in pipeline.messages()]
     for _, key, value in published:
-        bury(pipeline, value, key=(key or b"").decode())
-    bury(pipeline, None, b"\xff\x00")
+        send_dead_letters(pipeline, value, key=(key or b"").decode())
+    send_dead_letters(pipeline, None, b"\xff\x00")
     told(pipeline, "--replay")
     now = [(message.partition(), message.key(), message.value()) for message in pipeline.messages()]
     assert sorted(message for message in now if message[1]) == sorted(2 * published)
@@ -61,7 +61,7 @@ def test_replay_keeps_keys_values_and_the_partition_of_the_employee(pipeline: Pi
 def test_an_old_change_that_is_replayed_does_not_replace_a_newer_one(pipeline: Pipeline) -> None:
     pipeline.send(insert(5, 1, "new"), key="1")
     apply(pipeline)
-    bury(pipeline, insert(4, 1, "old"), key="1")
+    send_dead_letters(pipeline, insert(4, 1, "old"), key="1")
     told(pipeline, "--replay")
     apply(pipeline)
     assert query(pipeline.destination(), "SELECT city FROM employees") == [("new",)]
@@ -72,7 +72,7 @@ def test_an_old_change_that_is_replayed_does_not_replace_a_newer_one(pipeline: P
 def test_a_replay_that_is_killed_loses_no_letter(pipeline: Pipeline, moment: str) -> None:
     """Killed when it is about to send, or to delete, its second page."""
     letters = [insert(number, number) for number in range(1, 2 * dead_letters.PAGE + 50)]
-    bury(pipeline, *letters)
+    send_dead_letters(pipeline, *letters)
     killed = pipeline.sabotaged(
         "import admin",
         "from cdc import dead_letters",
@@ -93,7 +93,7 @@ def test_a_replay_that_is_killed_loses_no_letter(pipeline: Pipeline, moment: str
 
 
 def test_letters_that_come_during_a_replay_stay_for_the_next_one(pipeline: Pipeline) -> None:
-    bury(pipeline, *["early"] * (dead_letters.PAGE + 1))
+    send_dead_letters(pipeline, *["early"] * (dead_letters.PAGE + 1))
     meanwhile = pipeline.sabotaged(
         "import admin",
         "from cdc import dead_letters",
@@ -111,7 +111,7 @@ def test_letters_that_come_during_a_replay_stay_for_the_next_one(pipeline: Pipel
 
 
 def test_letters_that_kafka_refuses_stay(pipeline: Pipeline) -> None:
-    bury(pipeline, "x" * 5_000, "small")
+    send_dead_letters(pipeline, "x" * 5_000, "small")
     admin = AdminClient(client_settings())
     smaller = ConfigResource(
         ResourceType.TOPIC,

@@ -107,7 +107,7 @@ class Doors:
         found = self.admin.list_topics(timeout=10).topics
         return {name: len(topic.partitions) for name, topic in found.items()}
 
-    def bury(self, key: str | None = None) -> None:
+    def send_dead_letter(self, key: str | None = None) -> None:
         producer = Producer(client_settings())
         producer.produce(f"{self.pipeline.topic}_dlq", "a letter", key)
         assert producer.flush(10) == 0
@@ -153,7 +153,7 @@ def consume(doors: Doors, seconds: float) -> tuple[bool, str]:
 
 
 def look(doors: Doors, _seconds: float) -> tuple[bool, str]:
-    doors.bury()
+    doors.send_dead_letter()
     result = doors.run("admin.py status", "--json")
     found = json.loads(result.stdout)["kafka"]
     letters = len(doors.pipeline.dead_letters())
@@ -162,7 +162,7 @@ def look(doors: Doors, _seconds: float) -> tuple[bool, str]:
 
 def trace(doors: Doors, _seconds: float) -> tuple[bool, str]:
     """Of an employee that has a message and a dead letter."""
-    doors.bury("1")
+    doors.send_dead_letter("1")
     for partition in range(3):  # another test deletes the topic
         doors.pipeline.send(CDCRecord(1, 1, action="INSERT").to_json(), key="1", partition=partition)
     result = doors.run("admin.py trace", "1", "--json")
@@ -177,20 +177,20 @@ def check(doors: Doors, _seconds: float) -> tuple[bool, str]:
 
 
 def list_letters(doors: Doors, _seconds: float) -> tuple[bool, str]:
-    doors.bury()
+    doors.send_dead_letter()
     result = doors.run("admin.py dead-letters")
     return "a letter" in result.stdout, result.stderr
 
 
 def replay(doors: Doors, _seconds: float) -> tuple[bool, str]:
-    doors.bury()
+    doors.send_dead_letter()
     sent = len(doors.pipeline.messages())
     result = doors.run("admin.py dead-letters --replay")
     return len(doors.pipeline.messages()) > sent and not doors.pipeline.dead_letters(), result.stderr
 
 
 def discard(doors: Doors, _seconds: float) -> tuple[bool, str]:
-    doors.bury()
+    doors.send_dead_letter()
     result = doors.run("admin.py dead-letters --discard", "--yes")
     return not doors.pipeline.dead_letters(), result.stderr
 

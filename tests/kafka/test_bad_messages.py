@@ -123,7 +123,9 @@ UNUSUAL: dict[str, tuple[str, Row]] = {
 
 
 @dataclass
-class Buried:
+class Outcome:
+    """What became of the bad messages."""
+
     pipeline: Pipeline
     among: dict[str, Message]  # the dead letters of BAD, sent in the middle of good ones in one batch
     alone: dict[str, Message]  # the same, each sent when all before was done
@@ -131,9 +133,9 @@ class Buried:
 
 
 @pytest.fixture(scope="module")
-def buried(stack: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Buried]:
+def outcome(stack: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Outcome]:
     """All bad messages in the middle of good ones in one batch, and then each of them alone."""
-    with new_pipeline(tmp_path_factory.mktemp("buried")) as pipeline:
+    with new_pipeline(tmp_path_factory.mktemp("bad")) as pipeline:
         pipeline.set_up()
         query(pipeline.destination(), USERS_OWN)
         good = list(range(1000, 1000 + len(BAD)))
@@ -159,7 +161,7 @@ def buried(stack: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bu
         by_partition: dict[bytes, dict[str, Message]] = {b"0": {}, b"1": {}}
         for letter in letters:
             by_partition[headers(letter)["partition"]][(letter.key() or b"").decode()] = letter
-        yield Buried(pipeline, by_partition[b"0"], by_partition[b"1"], script.output())
+        yield Outcome(pipeline, by_partition[b"0"], by_partition[b"1"], script.output())
 
 
 def wait_for_letters(pipeline: Pipeline, count: int) -> None:
@@ -172,34 +174,34 @@ def headers(message: Message) -> dict[str, bytes]:
 
 
 @pytest.mark.parametrize("what", BAD)
-def test_a_bad_message_becomes_a_dead_letter_alone_and_in_the_middle_of_good_ones(buried: Buried, what: str) -> None:
+def test_a_bad_message_becomes_a_dead_letter_alone_and_in_the_middle_of_good_ones(outcome: Outcome, what: str) -> None:
     numbers = {b"0": 2 * list(BAD).index(what) + 1, b"1": list(BAD).index(what)}
-    for letter in (buried.among[what], buried.alone[what]):
+    for letter in (outcome.among[what], outcome.alone[what]):
         origin = headers(letter)
         assert letter.key() == what.encode()
         assert letter.value() == BAD[what]
-        assert origin["topic"].decode() == buried.pipeline.topic
+        assert origin["topic"].decode() == outcome.pipeline.topic
         assert int(origin["offset"]) == numbers[origin["partition"]]
         assert "\n" not in origin["error"].decode()
-    assert headers(buried.among[what])["error"] == headers(buried.alone[what])["error"]
+    assert headers(outcome.among[what])["error"] == headers(outcome.alone[what])["error"]
 
 
-def test_nothing_of_the_bad_messages_is_applied_and_all_good_ones_are(buried: Buried) -> None:
-    destination = buried.pipeline.destination()
+def test_nothing_of_the_bad_messages_is_applied_and_all_good_ones_are(outcome: Outcome) -> None:
+    destination = outcome.pipeline.destination()
     assert query(destination, "SELECT count(*) FROM employees WHERE emp_id = 666") == [(0,)]
     assert query(destination, "SELECT count(*) FROM cdc_applied WHERE emp_id = 666") == [(0,)]
     assert query(destination, "SELECT count(*) FROM employees") == [(1 + len(BAD) + len(UNUSUAL) + 1,)]
-    assert "Traceback" not in buried.output
+    assert "Traceback" not in outcome.output
 
 
 @pytest.mark.parametrize("what", UNUSUAL)
-def test_an_unusual_but_valid_message_is_applied(buried: Buried, what: str) -> None:
+def test_an_unusual_but_valid_message_is_applied(outcome: Outcome, what: str) -> None:
     value, row = UNUSUAL[what]
-    assert query(buried.pipeline.destination(), ROW, (CDCRecord.from_json(value).emp_id,)) == [row]
+    assert query(outcome.pipeline.destination(), ROW, (CDCRecord.from_json(value).emp_id,)) == [row]
 
 
-def test_a_dead_letter_is_not_told_as_applied(buried: Buried) -> None:
-    assert "a message that is no change → " not in buried.output
+def test_a_dead_letter_is_not_logged_as_applied(outcome: Outcome) -> None:
+    assert "a message that is no change → " not in outcome.output
 
 
 @pytest.mark.timing
