@@ -1,6 +1,6 @@
 """Tell systemd that the script is up, that its loop turns, and that it ends: a unit of Type=notify with WatchdogSec.
 
-Nothing is told where no one asks: NOTIFY_SOCKET is not set.
+Nothing is sent where NOTIFY_SOCKET is not set.
 """
 
 from __future__ import annotations
@@ -12,18 +12,18 @@ from contextlib import suppress
 ADDRESS = os.environ.get("NOTIFY_SOCKET", "").replace("@", "\0", 1)  # @: of the abstract name space
 PERIOD = int(os.environ.get("WATCHDOG_USEC") or 0) / 1e6  # seconds after which systemd takes a silent script for hung
 
-_told = float("-inf")  # when it was last told (time.monotonic)
+_sent = float("-inf")  # when the last state was sent (time.monotonic)
 
 
 def turn(now: float) -> None:
     """Tell at the first turn of a loop that the script is up, then that it turns, four times in a period."""
-    global _told
-    if ADDRESS and now - _told > PERIOD / 4:
-        if _told == float("-inf"):
+    global _sent
+    if ADDRESS and now - _sent > PERIOD / 4:
+        if _sent == float("-inf"):
             tell("READY=1")
         if PERIOD:
             tell("WATCHDOG=1")
-        _told = now if PERIOD else float("inf")
+        _sent = now if PERIOD else float("inf")
 
 
 def stopping() -> None:

@@ -33,8 +33,8 @@ def waiting(pipeline: Pipeline) -> int:
     return int(json.loads(pipeline.run("admin.py", "status", "--json").stdout)["kafka"]["dead_letters"])
 
 
-def told(pipeline: Pipeline, *options: str, width: int = 80) -> str:
-    """What the command says when it succeeds."""
+def output_of(pipeline: Pipeline, *options: str, width: int = 80) -> str:
+    """What `admin.py dead-letters` prints when it succeeds."""
     result = pipeline.run("admin.py", "dead-letters", *options, COLUMNS=str(width))
     assert result.returncode == 0, result.stdout + result.stderr
     assert result.stderr == ""

@@ -43,7 +43,7 @@ def differing(found: dict[str, Any]) -> list[int]:
 
 
 def truth(pipeline: Pipeline) -> list[int]:
-    """The employees that differ, told by reading all rows."""
+    """The employees that differ, found by reading all rows."""
     here, there = ({row[0]: row for row in query(side, ROWS)} for side in (pipeline.source(), pipeline.destination()))
     return sorted(key for key in here.keys() | there.keys() if here.get(key) != there.get(key))
 

@@ -114,14 +114,14 @@ def measures(side: Side, rows: list[Row]) -> dict[str, str]:
 def print_lost(console: Console, lost: list[Lost], most: int) -> None:
     """List the lost rows: as sentences, or on a terminal that is wide enough as a table."""
     passed = [each for each in lost if each.poll]
-    told = lost
+    sentences = lost
     if passed and console.is_terminal and console.width >= WIDE:
         print_table(console, passed[:most], len(lost))
-        told = [each for each in lost if not each.poll]
-    for each in told[:most]:
+        sentences = [each for each in lost if not each.poll]
+    for each in sentences[:most]:
         console.print(f"lost: {each.why()}", soft_wrap=not console.is_terminal)
-    if len(told) > most:
-        console.print(f"and {len(told) - most:,} more")
+    if len(sentences) > most:
+        console.print(f"and {len(sentences) - most:,} more")
     if passed:
         console.print(CAUSE, soft_wrap=not console.is_terminal)
 

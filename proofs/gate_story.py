@@ -48,8 +48,8 @@ WRONG = (
 def tell(wrong: Wrong, way: list[Step[State]]) -> Iterator[str]:
     """Yield the lines of the story."""
     yield from (wrong.name, "")
-    told = (cells(step) for step in way if step.event[0] != "done")
-    yield from timeline(("consumer A", "consumer B", "the destination, committed"), told)
+    rows = (cells(step) for step in way if step.event[0] != "done")
+    yield from timeline(("consumer A", "consumer B", "the destination, committed"), rows)
     yield from ("", f"    → {way[-1].wrong}", f"      ours {wrong.ours}")
 
 

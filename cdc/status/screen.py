@@ -192,7 +192,7 @@ def kafka_rows(status: dict[str, Any]) -> Iterator[Row]:
 
 
 def worst(partitions: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Return those partitions of many that most is to be said about, in their order."""
+    """Return the partitions that are worst off, MAX_PARTITIONS at most, in their order."""
     ranked = sorted(partitions, key=lambda part: (part["member"] is not None, not unread_for_long(part), -part["lag"]))
     return sorted(ranked[:MAX_PARTITIONS], key=lambda part: int(part["partition"]))
 

@@ -1,4 +1,4 @@
-"""Where one employee's newest change hangs, and what to do about it, told from what `cdc/trace/sides.py` has found."""
+"""Where one employee's newest change hangs, and what to do about it, judged by what `cdc/trace/sides.py` has found."""
 
 from __future__ import annotations
 

@@ -147,7 +147,7 @@ def test_ctrl_c_while_it_waits_ends_it_soon(shared_running: Pipeline) -> None:
 
 
 @pytest.mark.parametrize("name", ["source", "destination"])
-def test_a_table_that_is_missing_is_said_with_the_script_that_makes_it(bare_pipeline: Pipeline, name: str) -> None:
+def test_a_table_that_is_missing_is_reported_with_the_script_that_makes_it(bare_pipeline: Pipeline, name: str) -> None:
     if name == "destination":
         assert bare_pipeline.run("db_setup.py").returncode == 0
         query(bare_pipeline.destination(), "DROP TABLE employees")
@@ -159,7 +159,7 @@ def test_a_table_that_is_missing_is_said_with_the_script_that_makes_it(bare_pipe
 
 
 @pytest.mark.parametrize("name", ["SOURCE", "DESTINATION"])
-def test_a_server_that_is_away_is_one_line_and_exit_1(
+def test_a_server_that_is_down_is_one_line_and_exit_1(
     shared_running: Pipeline, impatient: str, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
     monkeypatch.setitem(shared_running.environment, f"{name}_DATABASE_URL", "postgresql://postgres@localhost:1/none")

@@ -12,7 +12,7 @@ import termios
 
 from cdc import dead_letters
 from harness import ROOT
-from harness.dead_letters import apply, listed, send_dead_letters, told, waiting
+from harness.dead_letters import apply, listed, output_of, send_dead_letters, waiting
 from harness.kafka import client_settings
 from harness.pipeline import Pipeline
 from harness.script import PEAK
@@ -40,7 +40,7 @@ def test_letters_fit_the_terminal_as_blocks_below_100_columns(shared: Pipeline, 
         send_dead_letters(
             shared, "a value of " + "x" * 100, key="7", headers=[("error", "no change at all"), ("topic", "somewhere")]
         )
-    lines = told(shared, width=width).splitlines()
+    lines = output_of(shared, width=width).splitlines()
     assert max(map(len, lines)) <= width
     text = " ".join(" ".join(lines).split())
     for shown in ("7", "no change at all", "somewhere", "a value of", "xxx…"):
@@ -59,7 +59,7 @@ def test_letters_of_strangers_are_listed_too(pipeline: Pipeline) -> None:
     assert first["value"] is first["employee"] is first["error"] is first["when"] is None
     assert second["value"] == "\\xff\x00[/red]\x1b[2J"
     assert (third["employee"], third["error"], third["origin"]["partition"]) == ("[bold]", "twice", "\\xfe")
-    table = told(pipeline)
+    table = output_of(pipeline)
     assert "[/red]" in table
     assert "[bold]" in table
     assert "\x1b" not in table
@@ -67,15 +67,15 @@ def test_letters_of_strangers_are_listed_too(pipeline: Pipeline) -> None:
 
 def test_where_there_are_none_it_says_so(pipeline: Pipeline) -> None:
     for options in ((), ("--discard",)):
-        assert told(pipeline, *options) == "no dead letters"
-    assert told(pipeline, "--replay") == "dead letters sent again: 0"
+        assert output_of(pipeline, *options) == "no dead letters"
+    assert output_of(pipeline, "--replay") == "dead letters sent again: 0"
     assert listed(pipeline) == []
 
 
 def test_the_table_cuts_long_values_and_long_lists_and_json_gives_all(pipeline: Pipeline) -> None:
     values = [f"{number:03}" + "x" * 500 for number in range(dead_letters.MAX_LISTED + 70)]
     send_dead_letters(pipeline, *values)
-    table = told(pipeline)
+    table = output_of(pipeline)
     assert "x…" in table
     assert "x" * 100 not in table
     assert "049x" in table
@@ -92,7 +92,7 @@ def test_a_dead_letter_topic_of_several_partitions_is_handled_whole(bare_pipelin
     for number in range(9):
         send_dead_letters(bare_pipeline, str(number), partition=number % 3)
     assert sorted(letter["value"] for letter in listed(bare_pipeline)) == list("012345678")
-    assert told(bare_pipeline, "--replay") == "dead letters sent again: 9"
+    assert output_of(bare_pipeline, "--replay") == "dead letters sent again: 9"
     assert waiting(bare_pipeline) == 0
     assert len(bare_pipeline.messages()) == 9
 
@@ -103,7 +103,7 @@ def test_discard_deletes_without_asking_only_if_told_so(pipeline: Pipeline) -> N
     assert result.returncode == 2
     assert "--yes" in result.stderr
     assert waiting(pipeline) == 2
-    assert told(pipeline, "--discard", "--yes") == "dead letters deleted: 2"
+    assert output_of(pipeline, "--discard", "--yes") == "dead letters deleted: 2"
     assert waiting(pipeline) == 0
     assert listed(pipeline) == []
 

@@ -28,7 +28,7 @@ def test_a_missing_package_is_one_line_that_says_what_to_run(script: str) -> Non
 
 
 @pytest.mark.parametrize("script", SCRIPTS)
-def test_every_script_tells_its_version(script: str) -> None:
+def test_every_script_prints_its_version(script: str) -> None:
     result = subprocess.run([sys.executable, ROOT / script, "--version"], capture_output=True, text=True, check=False)
     assert (result.returncode, result.stdout) == (0, f"Employee CDC {__version__}\n")
 
@@ -59,7 +59,7 @@ def test_what_the_kafka_client_says_again_with_another_time_or_a_count_is_not_lo
     assert len(caplog.messages) == 2
 
 
-def test_what_admin_keeps_of_an_existing_topic_is_said(pipeline: Pipeline) -> None:
+def test_what_admin_keeps_of_an_existing_topic_is_reported(pipeline: Pipeline) -> None:
     result = pipeline.run("admin.py", "create", "--partitions", "2", "--replication-factor", "3")
     assert result.returncode == 0
     first, second = result.stdout.splitlines()

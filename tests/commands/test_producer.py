@@ -39,7 +39,7 @@ def test_the_total_at_the_end_counts_what_was_published_before_an_outage_too(run
     assert "published 2 changes in all" in producer.output()
 
 
-def test_what_is_missing_is_told_once(bare_pipeline: Pipeline) -> None:
+def test_what_is_missing_is_reported_once(bare_pipeline: Pipeline) -> None:
     script = bare_pipeline.start("producer.py")
     script.wait_for("run python db_setup.py")
     time.sleep(1)
@@ -55,7 +55,7 @@ def test_once_gives_up_when_nobody_sets_anything_up(bare_pipeline: Pipeline) -> 
 
 
 @pytest.mark.timing
-def test_a_missing_trigger_is_told(pipeline: Pipeline) -> None:
+def test_a_missing_trigger_is_reported(pipeline: Pipeline) -> None:
     source = pipeline.source()
     query(source, "DROP TRIGGER employee_cdc_trigger ON employees")
     script = pipeline.start("producer.py")

@@ -42,7 +42,7 @@ def test_a_backlog_is_a_bar_on_a_terminal_and_one_line_in_the_end(shared: Pipeli
     assert shared.equal()
 
 
-def test_replay_tells_how_far_it_has_come(shared: Pipeline) -> None:
+def test_replay_shows_how_far_it_has_come(shared: Pipeline) -> None:
     for number in range(150):
         send_dead_letters(shared, "nonsense", key=str(number))
     often = shared.sabotaged("import admin", OFTEN)
@@ -54,7 +54,7 @@ def test_replay_tells_how_far_it_has_come(shared: Pipeline) -> None:
     assert lines[-1].startswith("150 of 150 dead letters, ")
 
 
-def test_many_late_rows_are_told_of_before_they_are_through(shared: Pipeline) -> None:
+def test_many_late_rows_are_reported_before_they_are_through(shared: Pipeline) -> None:
     late, source = shared.source(), shared.source()
     query(late, "BEGIN")
     query(late, INSERT, {"rows": 25_000})
@@ -76,15 +76,15 @@ INSERT INTO employees (emp_id) VALUES (-2147483648), (2147483647)
 """
 
 
-def test_the_rows_from_before_the_set_up_are_logged_in_slices_that_it_tells_of(bare_pipeline: Pipeline) -> None:
+def test_the_rows_from_before_the_set_up_are_logged_in_slices_that_it_reports(bare_pipeline: Pipeline) -> None:
     source = bare_pipeline.source()
     query(source, EMPLOYEES)
     result = bare_pipeline.run(bare_pipeline.sabotaged("import db_setup", OFTEN))
     assert result.returncode == 0, result.stderr
-    told = [line for line in result.stderr.splitlines() if re.match(r"[\d,]+ of 150,002 rows logged, [\d,]+/s", line)]
-    assert told == result.stderr.splitlines()
-    assert len(told) >= 40
-    assert told[-1].startswith("150,002 of 150,002 rows logged")
+    lines = [line for line in result.stderr.splitlines() if re.match(r"[\d,]+ of 150,002 rows logged, [\d,]+/s", line)]
+    assert lines == result.stderr.splitlines()
+    assert len(lines) >= 40
+    assert lines[-1].startswith("150,002 of 150,002 rows logged")
     assert "source: 150002 rows from before the triggers logged as INSERT\n" in result.stdout
     assert "cdc.progress" not in result.stdout
     in_order = "SELECT array_agg(emp_id ORDER BY cdc_id) = array_agg(emp_id ORDER BY emp_id), count(*) FROM emp_cdc"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from cdc import dead_letters
 from harness.database import query
-from harness.dead_letters import apply, insert, listed, send_dead_letters, told, waiting
+from harness.dead_letters import apply, insert, listed, output_of, send_dead_letters, waiting
 from harness.kafka import client_settings
 from harness.pipeline import Pipeline
 
@@ -24,19 +24,19 @@ def test_a_change_that_the_destination_refused_is_applied_by_replay_once_it_woul
     assert waiting(pipeline) == 1
 
     query(destination, "ALTER TABLE employees DROP CONSTRAINT known")
-    assert told(pipeline, "--replay") == "dead letters sent again: 1"
+    assert output_of(pipeline, "--replay") == "dead letters sent again: 1"
     assert waiting(pipeline) == 0
     assert listed(pipeline) == []
     apply(pipeline)
     assert pipeline.equal()
-    assert told(pipeline, "--replay") == "dead letters sent again: 0"
+    assert output_of(pipeline, "--replay") == "dead letters sent again: 0"
 
 
 def test_a_letter_that_is_still_bad_comes_back_once(pipeline: Pipeline) -> None:
     pipeline.send("nonsense", key="3")
     apply(pipeline)
     for _ in range(2):
-        told(pipeline, "--replay")
+        output_of(pipeline, "--replay")
         assert waiting(pipeline) == 0
         apply(pipeline)
         (letter,) = listed(pipeline)
@@ -51,7 +51,7 @@ def test_replay_keeps_keys_values_and_the_partition_of_the_employee(pipeline: Pi
     for _, key, value in published:
         send_dead_letters(pipeline, value, key=(key or b"").decode())
     send_dead_letters(pipeline, None, b"\xff\x00")
-    told(pipeline, "--replay")
+    output_of(pipeline, "--replay")
     now = [(message.partition(), message.key(), message.value()) for message in pipeline.messages()]
     assert sorted(message for message in now if message[1]) == sorted(2 * published)
     assert {message[2] for message in now if not message[1]} == {None, b"\xff\x00"}
@@ -62,7 +62,7 @@ def test_an_old_change_that_is_replayed_does_not_replace_a_newer_one(pipeline: P
     pipeline.send(insert(5, 1, "new"), key="1")
     apply(pipeline)
     send_dead_letters(pipeline, insert(4, 1, "old"), key="1")
-    told(pipeline, "--replay")
+    output_of(pipeline, "--replay")
     apply(pipeline)
     assert query(pipeline.destination(), "SELECT city FROM employees") == [("new",)]
     assert waiting(pipeline) == 0
@@ -84,7 +84,7 @@ def test_a_replay_that_is_killed_loses_no_letter(pipeline: Pipeline, moment: str
     )
     assert pipeline.run(killed, "dead-letters", "--replay").returncode == -9
     assert waiting(pipeline) == len(letters) - dead_letters.PAGE
-    told(pipeline, "--replay")
+    output_of(pipeline, "--replay")
     sent = [(message.value() or b"").decode() for message in pipeline.messages()]
     assert set(sent) == set(letters)
     assert len(sent) == len(letters) + (dead_letters.PAGE if moment == "delete_before" else 0)

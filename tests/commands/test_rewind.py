@@ -93,7 +93,7 @@ def test_a_partition_that_kafka_refuses_to_rewind_is_one_line_and_exit_1(shared:
     assert line.endswith("Broker: Unknown topic or partition")
 
 
-def test_a_rewind_tells_how_many_dead_letters_may_come_back_those_discarded_too(shared: Pipeline) -> None:
+def test_a_rewind_reports_how_many_dead_letters_may_come_back_those_discarded_too(shared: Pipeline) -> None:
     assert "dead letter" not in rewind(shared).stdout
     shared.send("no change", "no change either")
     assert shared.run("consumer.py", "--once").returncode == 0

@@ -107,7 +107,7 @@ def test_a_schema_is_a_quoted_identifier(value: str) -> None:
     assert schema(value).stdout == f'"{value}"\n'
 
 
-def test_the_schema_is_public_where_nothing_is_said() -> None:
+def test_the_schema_is_public_where_nothing_is_set() -> None:
     assert schema("").stdout == '"public"\n'
 
 
@@ -229,7 +229,7 @@ def test_no_script_shows_a_piece_of_a_malformed_url(
 
 
 @pytest.mark.parametrize("what", REFUSED)
-def test_a_refused_login_is_told_with_the_address_and_without_the_password(stack: None, what: str) -> None:
+def test_a_refused_login_is_reported_with_the_address_and_without_the_password(stack: None, what: str) -> None:
     with pytest.raises(psycopg2.OperationalError) as refused:
         psycopg2.connect(REFUSED[what])
     line = explain("source", REFUSED[what], refused.value)

@@ -33,7 +33,7 @@ def systemd(tmp_path: Path) -> Iterator[socket.socket]:
         yield server
 
 
-def told(systemd: socket.socket) -> str:
+def message_to(systemd: socket.socket) -> str:
     return systemd.recv(1000).decode()
 
 
@@ -41,30 +41,30 @@ def told(systemd: socket.socket) -> str:
 def test_a_script_tells_that_it_is_up_that_it_turns_and_that_it_stops(
     shared: Pipeline, systemd: socket.socket, script: str
 ) -> None:
-    asked = {"NOTIFY_SOCKET": str(systemd.getsockname()), "WATCHDOG_USEC": "400000"}
-    started = shared.start(script, **asked)
-    assert told(systemd) == "READY=1"
-    assert [told(systemd) for _ in range(10)] == ["WATCHDOG=1"] * 10
+    environment = {"NOTIFY_SOCKET": str(systemd.getsockname()), "WATCHDOG_USEC": "400000"}
+    started = shared.start(script, **environment)
+    assert message_to(systemd) == "READY=1"
+    assert [message_to(systemd) for _ in range(10)] == ["WATCHDOG=1"] * 10
     started.process.terminate()
-    wait_until(lambda: told(systemd) == "STOPPING=1")
+    wait_until(lambda: message_to(systemd) == "STOPPING=1")
     assert started.process.wait(10) == 0
 
 
-def test_a_script_tells_so_while_it_waits_for_a_server_and_not_when_it_hangs(
+def test_a_script_says_so_while_it_waits_for_a_server_and_not_when_it_hangs(
     shared: Pipeline, systemd: socket.socket
 ) -> None:
-    asked = {"NOTIFY_SOCKET": str(systemd.getsockname()), "WATCHDOG_USEC": "400000"}
+    environment = {"NOTIFY_SOCKET": str(systemd.getsockname()), "WATCHDOG_USEC": "400000"}
     holder = shared.source()
     query(holder, "BEGIN; LOCK TABLE cdc_position")
-    started = shared.start("producer.py", **asked)
-    assert [told(systemd) for _ in range(10)] == ["READY=1"] + ["WATCHDOG=1"] * 9
+    started = shared.start("producer.py", **environment)
+    assert [message_to(systemd) for _ in range(10)] == ["READY=1"] + ["WATCHDOG=1"] * 9
     started.process.send_signal(signal.SIGSTOP)
     systemd.settimeout(1)
     with suppress(TimeoutError):
-        for _ in range(5):  # what it has told before
-            told(systemd)
+        for _ in range(5):  # what it sent before
+            message_to(systemd)
     with pytest.raises(TimeoutError):
-        told(systemd)
+        message_to(systemd)
     started.kill()
     query(holder, "ROLLBACK")
 

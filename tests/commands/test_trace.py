@@ -132,7 +132,7 @@ def test_rows_that_differ_though_all_is_applied_are_named_by_their_columns(stopp
     assert found["verdict"] == line
 
 
-def test_a_change_that_was_read_and_is_not_applied_tells_of_a_restored_destination(stopped: Pipeline) -> None:
+def test_a_change_that_was_read_and_is_not_applied_points_to_a_restored_destination(stopped: Pipeline) -> None:
     query(stopped.destination(), FORGET, {"id": FORGOTTEN})
     found = trace(stopped, FORGOTTEN)
     assert found["state"] == "not applied"

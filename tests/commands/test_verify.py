@@ -164,7 +164,7 @@ def test_wrong_use_is_refused(stack: None, bare_pipeline: Pipeline) -> None:
         assert (result.returncode, result.stdout) == (2, ""), options
 
 
-def test_a_missing_table_or_server_is_told_in_one_line(bare_pipeline: Pipeline) -> None:
+def test_a_missing_table_or_server_is_reported_in_one_line(bare_pipeline: Pipeline) -> None:
     result = bare_pipeline.run("verify.py", "--json")
     assert result.returncode == 3
     assert json.loads(result.stdout) == {"error": result.stderr.splitlines()[-1]}
@@ -177,7 +177,7 @@ def test_a_missing_table_or_server_is_told_in_one_line(bare_pipeline: Pipeline) 
     assert re.fullmatch(r"destination at localhost:1: .*; gave up after \d+ s\n", result.stderr)
 
 
-def test_a_server_that_goes_away_is_told_in_one_line(pipeline: Pipeline) -> None:
+def test_a_server_that_goes_down_is_reported_in_one_line(pipeline: Pipeline) -> None:
     query(pipeline.source(), "INSERT INTO employees (emp_id) VALUES (1)")
     verifying = pipeline.start("verify.py")
     verifying.wait_for("waiting for changes")

@@ -20,7 +20,7 @@ def test_a_change_on_its_way_is_waited_for(pipeline: Pipeline) -> None:
     assert "EQUAL; 100 rows" in verifying.output()
 
 
-def test_what_stays_on_its_way_is_told_with_the_script_that_seems_not_to_run(pipeline: Pipeline) -> None:
+def test_what_stays_on_its_way_is_reported_with_the_script_that_seems_not_to_run(pipeline: Pipeline) -> None:
     query(pipeline.source(), "INSERT INTO employees (emp_id) VALUES (1)")
     pipeline.drain()
     query(pipeline.source(), "UPDATE employees SET city = 'Rome'; INSERT INTO employees (emp_id) VALUES (2)")

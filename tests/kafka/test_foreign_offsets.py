@@ -73,7 +73,7 @@ def lags(pipeline: Pipeline) -> list[int]:
     return [partition["lag"] for partition in status["kafka"]["partitions"]]
 
 
-def test_messages_that_are_gone_after_a_stranger_has_read_them_are_said_loudly(pipeline: Pipeline) -> None:
+def test_messages_that_are_gone_after_a_stranger_has_read_them_are_reported_loudly(pipeline: Pipeline) -> None:
     send(pipeline, 1)
     look_in(pipeline)
     remove_messages(pipeline.topic)
@@ -83,7 +83,7 @@ def test_messages_that_are_gone_after_a_stranger_has_read_them_are_said_loudly(p
     assert output.count(GONE) == 3
 
 
-def test_a_group_that_kafka_has_forgotten_is_told_that_messages_are_gone(pipeline: Pipeline) -> None:
+def test_a_group_that_kafka_has_forgotten_is_warned_that_messages_are_gone(pipeline: Pipeline) -> None:
     """Kafka forgets the offsets of a group that was away for 7 days, and the messages of that time as well."""
     send(pipeline, 1)
     consume(pipeline)

@@ -39,7 +39,7 @@ def remove_before(pipeline: Pipeline, **offsets: int) -> None:
         future.result(10)
 
 
-def test_messages_removed_before_they_were_read_are_said_loudly_and_the_rest_is_read(pipeline: Pipeline) -> None:
+def test_messages_removed_before_they_were_read_are_reported_loudly_and_the_rest_is_read(pipeline: Pipeline) -> None:
     with consuming(pipeline):
         for partition in range(3):
             pipeline.send(change(1, partition), change(2, partition + 10), partition=partition)

@@ -25,12 +25,12 @@ def without_topic(stack: None, tmp_path_factory: pytest.TempPathFactory) -> Iter
         yield script.output()
 
 
-def test_a_missing_topic_is_said_once_and_waited_for(without_topic: str) -> None:
+def test_a_missing_topic_is_reported_once_and_waited_for(without_topic: str) -> None:
     (line,) = (line for line in without_topic.splitlines() if "; waiting" in line)
     assert "does not exist; run python admin.py; waiting" in line
 
 
-def test_a_topic_that_is_there_at_last_is_said_in_plain_words(without_topic: str) -> None:
+def test_a_topic_that_is_there_at_last_is_reported_in_plain_words(without_topic: str) -> None:
     assert "run python admin.py answers again" not in without_topic
 
 

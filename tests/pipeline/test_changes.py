@@ -150,12 +150,12 @@ def test_truncate_empties_the_destination_whatever_partition_a_row_is_on(shared_
 def test_a_single_change_is_named_and_many_are_summed_up(shared_running: Pipeline) -> None:
     source, script = shared_running.source(), shared_running.scripts[1]
 
-    def told_by_name() -> bool:
+    def named() -> bool:
         ((emp_id,),) = query(source, "INSERT INTO employees (city) VALUES ('told') RETURNING emp_id")
         time.sleep(0.3)  # right after a load a single change is still summed up with the rest
         return f"INSERT employee {emp_id} → applied, log offset " in script.output()
 
-    wait_until(told_by_name, what=script.output)
-    told = script.output()
+    wait_until(named, what=script.output)
+    output = script.output()
     query(source, "INSERT INTO employees (city) SELECT 'told' FROM generate_series(1, 1000)")
-    wait_until(lambda: " changes up to log offset " in script.output().removeprefix(told), what=script.output)
+    wait_until(lambda: " changes up to log offset " in script.output().removeprefix(output), what=script.output)

@@ -95,7 +95,7 @@ def test_scripts_beside_a_frozen_server_end_in_time_at_a_signal(
 
 
 @pytest.mark.parametrize("name", ["source", "destination"])
-def test_a_frozen_database_is_said_in_time_and_nothing_is_lost(
+def test_a_frozen_database_is_reported_in_time_and_nothing_is_lost(
     own: dict[str, Server], carrying: Pipeline, name: str
 ) -> None:
     source = carrying.source()
@@ -111,7 +111,7 @@ def test_a_frozen_database_is_said_in_time_and_nothing_is_lost(
     assert [end(script) for script in carrying.scripts] == [0, 0]
 
 
-def test_a_frozen_kafka_is_said_in_time_while_a_page_waits_and_no_standby_takes_over(
+def test_a_frozen_kafka_is_reported_in_time_while_a_page_waits_and_no_standby_takes_over(
     own: dict[str, Server], carrying: Pipeline
 ) -> None:
     source, standby = carrying.source(), carrying.start("producer.py")

@@ -167,7 +167,7 @@ def test_the_new_group_protocol_shares_the_partitions_and_hands_them_over(replic
 
 
 @pytest.mark.long
-def test_what_too_few_brokers_acknowledge_is_said_in_time_once_and_when_it_is_over(
+def test_what_too_few_brokers_acknowledge_is_reported_in_time_once_and_when_it_is_over(
     cluster: dict[str, Server], replicated: Pipeline
 ) -> None:
     source, (first, _) = replicated.source(), replicated.scripts
@@ -194,7 +194,7 @@ def test_what_too_few_brokers_acknowledge_is_said_in_time_once_and_when_it_is_ov
 
 
 @pytest.mark.long
-def test_a_partition_without_a_leader_is_said_in_time_and_once_while_a_page_waits_and_at_the_start(
+def test_a_partition_without_a_leader_is_reported_in_time_and_once_while_a_page_waits_and_at_the_start(
     cluster: dict[str, Server], replicated: Pipeline
 ) -> None:
     """A topic with one replica of each partition; a broker that has one of them is away."""

@@ -1,4 +1,4 @@
-"""A server that is away for a while, a topic that is re-created: reported once, no dead letter, and on it goes."""
+"""A server that is down for a while, a topic that is re-created: reported once, no dead letter, and on it goes."""
 
 from __future__ import annotations
 
@@ -113,7 +113,7 @@ def lines(script: Script, pattern: str, start: int = 0) -> list[str]:
 
 
 @pytest.mark.parametrize(("away", "seconds", "at_once"), OUTAGES)
-def test_an_outage_is_said_once_and_over_at_once(
+def test_an_outage_is_reported_once_and_over_at_once(
     own: dict[str, Server], started: Pipeline, away: str, seconds: float, at_once: float
 ) -> None:
     scripts = dict(zip(("producer.py", "consumer.py"), started.scripts, strict=True))
@@ -181,7 +181,7 @@ def recreate_topic(pipeline: Pipeline) -> None:
         assert result.returncode == 0, result.stdout + result.stderr
 
 
-def test_a_topic_re_created_under_a_running_pipeline_is_said_and_carries_what_follows(started: Pipeline) -> None:
+def test_a_topic_re_created_under_a_running_pipeline_is_reported_and_carries_what_follows(started: Pipeline) -> None:
     over = threading.Event()
     writer = threading.Thread(target=write, args=(started, over))
     writer.start()

@@ -101,7 +101,7 @@ def end(script: Script) -> None:
         pytest.param("read-only", marks=pytest.mark.long),
     ],
 )
-def test_a_server_that_refuses_is_said_once_and_waited_for(weak: Pipeline, script: str, how: str) -> None:
+def test_a_server_that_refuses_is_reported_once_and_waited_for(weak: Pipeline, script: str, how: str) -> None:
     query(weak.destination(), "TRUNCATE employees, cdc_applied")
     if script == "producer.py":
         query(weak.source(), INSERT)
@@ -129,7 +129,7 @@ def test_a_server_that_refuses_is_said_once_and_waited_for(weak: Pipeline, scrip
 
 
 @pytest.mark.long
-def test_a_wait_whose_reason_no_second_session_can_ask_for_is_said(weak: Pipeline) -> None:
+def test_a_wait_whose_reason_no_second_session_can_ask_for_is_reported(weak: Pipeline) -> None:
     user, limit = weak.destination(), f"ALTER ROLE {role(weak)} CONNECTION LIMIT"
     query(user, "TRUNCATE employees, cdc_applied")
     script = weak.start("consumer.py", **SAME_PLACE)
@@ -145,7 +145,7 @@ def test_a_wait_whose_reason_no_second_session_can_ask_for_is_said(weak: Pipelin
 
 @pytest.mark.long
 @pytest.mark.parametrize("script", SIDES)
-def test_a_topic_that_is_missing_is_said_once_and_waited_for(shared: Pipeline, script: str) -> None:
+def test_a_topic_that_is_missing_is_reported_once_and_waited_for(shared: Pipeline, script: str) -> None:
     missing = f"{shared.topic}_{script[0]}"
     query(shared.source(), INSERT)
     first = shared.start(script, KAFKA_TOPIC=missing)

@@ -1,4 +1,4 @@
-"""Waits of every kind, in every script: said within 10 s, ended by a signal within 5 s, over by themselves."""
+"""Waits of every kind, in every script: reported within 10 s, ended by a signal within 5 s, over by themselves."""
 
 from __future__ import annotations
 

@@ -20,6 +20,6 @@ def test_no_change_falls_between_while_the_producer_falls_asleep() -> None:
 def test_a_change_is_missed_where_a_step_is_left_out(variant: str) -> None:
     checked = asleep.check(variant)
     assert not checked.holds
-    told = "\n".join(asleep.tell(variant, checked))
-    assert "commits" in told
-    assert told.rindex("sleeps") > told.index("commits")
+    story = "\n".join(asleep.tell(variant, checked))
+    assert "commits" in story
+    assert story.rindex("sleeps") > story.index("commits")

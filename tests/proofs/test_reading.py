@@ -67,7 +67,7 @@ def test_in_whatever_state_it_crashes_all_that_is_committed_is_published_in_the_
         assert all(drained.log[cdc_id - 1].published for cdc_id, _ in drained.poll().rows), state
 
 
-def test_readme_tells_how_many_states_make_test_goes_through() -> None:
+def test_readme_names_how_many_states_make_test_goes_through() -> None:
     design, readme = ((ROOT / name).read_text(encoding="utf-8") for name in ("docs/design.md", "README.md"))
     counts = [re.search(rf"\| {re.escape(str(bounds))} \| ([\d,]+) \|", design) for bounds in QUICK]
     states = sum(int(count[1].replace(",", "")) for count in counts if count)

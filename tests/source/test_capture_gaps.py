@@ -1,4 +1,4 @@
-"""What is not captured any more: told by a running pipeline, by status and by verify.py, and healed by a set-up."""
+"""What is not captured any more: reported by a running pipeline, by status and by verify.py, and mended by a set-up."""
 
 from __future__ import annotations
 

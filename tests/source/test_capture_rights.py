@@ -168,7 +168,7 @@ def set_up_as(pipeline: Pipeline, name: str, password: str = "owner") -> str:
     return str(result.stdout)
 
 
-def test_an_operator_who_may_not_create_roles_is_told_and_keeps_the_other_two_defences(
+def test_an_operator_who_may_not_create_roles_is_warned_and_keeps_the_other_two_defences(
     bare_pipeline: Pipeline, owner: str
 ) -> None:
     assert f"the capture functions belong to {owner}, not to cdc_capture" in set_up_as(bare_pipeline, owner)

@@ -72,7 +72,7 @@ def test_a_log_restored_from_a_server_whose_transaction_ids_were_goes_on_where_i
     assert reader.ids() == []
 
 
-def test_a_log_restored_on_another_server_is_told_once_and_reaches_the_destination(
+def test_a_log_restored_on_another_server_is_reported_once_and_reaches_the_destination(
     pipeline: Pipeline, read: Callable[[], Reader]
 ) -> None:
     source = pipeline.source()
@@ -194,7 +194,7 @@ def test_a_strangers_message_does_not_use_up_the_logs_offsets(pipeline: Pipeline
     query(pipeline.source(), INSERT)
 
 
-def test_a_position_moved_by_someone_else_is_told_and_read_again(pipeline: Pipeline) -> None:
+def test_a_position_moved_by_someone_else_is_reported_and_read_again(pipeline: Pipeline) -> None:
     source = pipeline.source()
     query(source, INSERT)
     script = start_producer(pipeline)

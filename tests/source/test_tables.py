@@ -1,4 +1,4 @@
-"""Tables that are not the specified ones: refused, warned of, or told while the pipeline runs."""
+"""Tables that are not the specified ones: refused, or reported while the pipeline runs."""
 
 from __future__ import annotations
 
