@@ -77,14 +77,14 @@ def create(admin: AdminClient, partitions: int | None, replication: int | None) 
     existing = wait_for_topics(admin)
     replicas = replication or REPLICATION_FACTOR
     durable = {"min.insync.replicas": "2"} if replicas > 2 else {}
-    wanted = [
+    topics = [
         NewTopic(config.KAFKA_TOPIC, partitions or PARTITIONS, replicas, config=durable),
         NewTopic(config.DEAD_LETTER_TOPIC, 1, replicas, config={**durable, **DEAD_LETTER_SETTINGS}),
     ]
-    for topic in wanted:
-        asked = partitions if topic.topic == config.KAFKA_TOPIC else None
+    for topic in topics:
+        number = partitions if topic.topic == config.KAFKA_TOPIC else None
         if topic.topic in existing:
-            keep_or_extend(admin, topic.topic, existing[topic.topic], asked, replication)
+            keep_or_extend(admin, topic.topic, existing[topic.topic], number, replication)
         elif wait_until_done(admin.create_topics([topic])):
             print(f"topic {topic.topic} created, {counted(topic.num_partitions, 'partition')}")
         else:

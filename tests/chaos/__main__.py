@@ -136,14 +136,17 @@ def main() -> None:
     parser.add_argument(
         "--replay", action="store_true", help="replay the polls through the model in proofs/; no fault of history then"
     )
-    asked = parser.parse_args()
-    without = asked.without + (OF_HISTORY if asked.replay else [])
-    kinds = [kind for kind in FAULTS if named(kind, asked.only or [""]) and not named(kind, without)]
+    arguments = parser.parse_args()
+    without = arguments.without + (OF_HISTORY if arguments.replay else [])
+    kinds = [kind for kind in FAULTS if named(kind, arguments.only or [""]) and not named(kind, without)]
     if not kinds:
         parser.error(f"no such fault; there are: {', '.join(FAULTS)}")
     signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))  # through every `finally`
     try:
-        sys.exit(0 if chaos(asked.seconds, asked.seed, kinds, asked.limit, asked.port_offset, asked.replay) else 1)
+        passed = chaos(
+            arguments.seconds, arguments.seed, kinds, arguments.limit, arguments.port_offset, arguments.replay
+        )
+        sys.exit(0 if passed else 1)
     except (Trouble, OSError) as error:
         print(error, file=sys.stderr)
         sys.exit(1)

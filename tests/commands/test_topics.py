@@ -61,12 +61,12 @@ def test_dead_letters_are_kept_and_may_be_larger_than_what_a_topic_takes(topics:
 
 
 def test_partitions_can_be_added_but_not_taken_away(topics: Pipeline) -> None:
-    for asked, said, there in (
+    for wanted, said, there in (
         ("2", "created, 2 partitions", 2),
         ("5", "5 partitions, 2 before", 5),
         ("4", "exists", 5),
     ):
-        result = topics.run("admin.py", "create", "--partitions", asked)
+        result = topics.run("admin.py", "create", "--partitions", wanted)
         assert result.returncode == 0, result.stderr
         assert said in result.stdout.splitlines()[0]
         wait_until(lambda there=there: partitions(topics.topic) == there)  # type: ignore[misc]
@@ -146,12 +146,12 @@ def test_delete_at_a_terminal_asks_first(topics: Pipeline) -> None:
         ) as process:
             os.close(script_side)
             assert process.stdout is not None
-            asked = b""
-            while not asked.endswith(b"[y/N] "):
+            question = b""
+            while not question.endswith(b"[y/N] "):
                 character = process.stdout.read(1)
-                assert character, asked
-                asked += character
-            assert topics.topic.encode() in asked
+                assert character, question
+                question += character
+            assert topics.topic.encode() in question
             if isinstance(answer, bytes):
                 os.write(terminal, answer)
             else:

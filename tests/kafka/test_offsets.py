@@ -125,26 +125,26 @@ def offset_events(reader: Consumer, count: int) -> list[Message]:
 
 
 @pytest.mark.parametrize(
-    "given_up",
+    "revoked",
     [
         pytest.param([], id="none"),
         pytest.param([1], id="one"),
         pytest.param([0, 1, 2], id="all"),
     ],
 )
-def test_an_offset_event_of_a_partition_given_up_meanwhile_is_left_alone(shared: Pipeline, given_up: list[int]) -> None:
+def test_an_offset_event_of_a_partition_revoked_meanwhile_is_left_alone(shared: Pipeline, revoked: list[int]) -> None:
     """poll() gives the event, and consume() after it, in the same batch, lets the group take the partition away."""
     for partition in range(3):
         shared.send(change(1, 1), partition=partition)
-    settings = {**kafka_settings(), "group.id": f"{shared.name}-{len(given_up)}"}
+    settings = {**kafka_settings(), "group.id": f"{shared.name}-{len(revoked)}"}
     with closing(make_client(Consumer, settings, Brokers())) as reader:
         reader.subscribe([shared.topic])
         events = offset_events(reader, 3)
-        if given_up:
-            reader.incremental_unassign([TopicPartition(shared.topic, number) for number in given_up])
+        if revoked:
+            reader.incremental_unassign([TopicPartition(shared.topic, number) for number in revoked])
         for event in events:
             consumer.handle(event, reader, Drain(once=False, give_up_after=60), Brokers())
-        kept = {0, 1, 2} - set(given_up)
+        kept = {0, 1, 2} - set(revoked)
         assert {part.partition for part in reader.assignment()} == kept
         read: set[int | None] = set()
 

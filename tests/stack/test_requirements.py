@@ -23,9 +23,9 @@ def pins(name: str) -> dict[str, str]:
 
 @pytest.mark.parametrize("name", ["requirements", "requirements-dev"])
 def test_what_is_asked_for_is_what_is_installed(name: str) -> None:
-    asked, compiled = pins(f"{name}.in"), pins(f"{name}.txt")
-    assert len(asked) >= 6
-    assert {package: compiled.get(package) for package in asked} == asked, "run make requirements"
+    named, compiled = pins(f"{name}.in"), pins(f"{name}.txt")
+    assert len(named) >= 6
+    assert {package: compiled.get(package) for package in named} == named, "run make requirements"
     assert "-r " not in re.sub(r"#.*", "", (ROOT / f"{name}.txt").read_text(encoding="utf-8"))
 
 
