@@ -101,8 +101,8 @@ KAFKA = {
     },
 }
 POLL_INTERVAL = _seconds("POLL_INTERVAL", 0.5)
-"""The longest a sleeping producer waits before it looks at the log again, in seconds, if no notification comes. Every
-10 s it looks in any case."""
+"""The longest a sleeping producer waits before it polls the log again, in seconds, if no notification comes. It polls
+every 10 s in any case."""
 
 LOG_FORMAT = _choice("LOG_FORMAT", "text", ("text", "json"))
 LOG_LEVEL = _choice("LOG_LEVEL", "INFO", ("DEBUG", "INFO", "WARNING", "ERROR"))

@@ -244,7 +244,7 @@ class Watch:
     due: float = 0.0
 
     def check(self) -> None:
-        """Look, unless that was less than CHECK_EVERY seconds ago."""
+        """Check, unless the last check was less than CHECK_EVERY seconds ago."""
         if time.monotonic() < self.due:
             return
         self.due = time.monotonic() + CHECK_EVERY

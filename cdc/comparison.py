@@ -28,9 +28,9 @@ log = logging.getLogger(__name__)
 
 PAGE = 20_000  # rows that one checksum covers
 PART = 500  # rows; a page that differs is compared again in parts of this size, and only parts that differ are read
-MAX_SUSPECTS = 10_000  # employees that may wait for a second look before the next page is compared
+MAX_SUSPECTS = 10_000  # employees that may wait for a second check before the next page is compared
 SENT_AT_ONCE = 1_000  # rows that are sent again in one transaction
-FIRST_PAUSE, LONGEST_PAUSE = 0.05, 1.0  # seconds between two looks at the suspects
+FIRST_PAUSE, LONGEST_PAUSE = 0.05, 1.0  # seconds between two checks of the suspects
 
 # Walk along the keys, also where a table was loaded just now and has no statistics yet.
 SESSION = "SET enable_seqscan = off; SET enable_bitmapscan = off; SET jit = off"
@@ -71,7 +71,7 @@ COUNT = f"SELECT count(*) FROM {SCHEMA}.employees"
 APPLIED = f"SELECT coalesce(max(cdc_id), 0) FROM {SCHEMA}.cdc_applied"
 
 # Each of these is one transaction, and none makes writers wait for long: a row that somebody holds is skipped, a lock
-# on a table is given up after a fifth of a second. Both are tried again at the next look.
+# on a table is given up after a fifth of a second. Both are tried again at the next check.
 LOG_AGAIN = f"""
 SET LOCAL lock_timeout = '200ms';
 WITH free AS MATERIALIZED (
@@ -89,7 +89,7 @@ SELECT emp_id, 'DELETE' FROM unnest(%(ids)s::int[]) AS extra (emp_id)
 WHERE NOT EXISTS (SELECT FROM {SCHEMA}.employees WHERE employees.emp_id = extra.emp_id)
 RETURNING emp_id
 """
-# The lock keeps everybody from drawing an offset between the look at the sequence and its move.
+# The lock keeps everybody from drawing an offset between the reading of the sequence and its move.
 ADVANCE_SEQUENCE = f"""
 SET LOCAL lock_timeout = '200ms';
 LOCK TABLE {SCHEMA}.emp_cdc IN SHARE MODE;
@@ -279,7 +279,7 @@ class Comparison:
         """Read the suspects' rows, and clear those that are equal."""
         source, destination = self.sides
         ids = list(self.suspects)
-        # The destination first: what it has applied by then, the source shows and has logged when we look there.
+        # The destination first: what it has applied by then, the source shows and has logged when we read it.
         there = destination.rows(AT_DESTINATION, ids=ids)
         here = dict(source.rows(AT_SOURCE, ids=ids))
         for key, row, applied in there:

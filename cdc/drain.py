@@ -14,7 +14,7 @@ from cdc.topic import ANSWER_WAIT, partition_numbers, share_of
 from confluent_kafka import Consumer, ConsumerGroupState, KafkaException
 from confluent_kafka.admin import AdminClient
 
-ASK_EVERY = 1.0  # seconds between two looks at the group of a consumer without partitions
+ASK_EVERY = 1.0  # seconds between two questions about the group of a consumer without partitions
 
 
 @dataclass
@@ -25,7 +25,7 @@ class Drain:
     give_up_after: float  # seconds without progress
     drained: set[int] = field(default_factory=set)
     progress: float = field(default_factory=time.monotonic)
-    asked: float = 0.0  # when the group was last looked at (time.monotonic)
+    asked: float = 0.0  # when we last asked about the group (time.monotonic)
 
     def reopen(self, batch: Batch) -> None:
         """There is more in the partitions of these messages. An end that came after them is yet to be handled."""
@@ -64,5 +64,5 @@ def all_taken(admin: AdminClient, ours: str) -> bool:
         return False
     shares = {member.member_id: share_of(member) for member in group.members}
     taken = set().union(*shares.values())
-    settled = group.state == ConsumerGroupState.STABLE and ours in shares
-    return settled and not shares[ours] and bool(numbers) and taken >= set(numbers)
+    at_rest = group.state == ConsumerGroupState.STABLE and ours in shares
+    return at_rest and not shares[ours] and bool(numbers) and taken >= set(numbers)

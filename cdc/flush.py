@@ -20,7 +20,7 @@ from confluent_kafka.admin import AdminClient, TopicMetadata  # type: ignore[att
 
 log = logging.getLogger(__name__)
 
-ROUND = 1.0  # seconds between two looks at the stop flag
+ROUND = 1.0  # seconds between two checks of the stop flag
 PROBE_WAIT = 2.0  # seconds for the brokers to say how the topic is
 
 
@@ -91,7 +91,7 @@ class Flush:
         try:
             topic = admin.list_topics(self.topic, timeout=PROBE_WAIT).topics[self.topic]
         except KafkaException as error:
-            log.debug("no look at topic %s: %s", self.topic, error)
+            log.debug("topic %s not checked: %s", self.topic, error)
             flusher.brokers.mark_down()
             flusher.brokers.warn()
             self.long = LongWait()  # brokers that come back may need a while for all their topics

@@ -32,7 +32,7 @@ from psycopg2.extensions import connection as Connection
 log = logging.getLogger(__name__)
 
 MAX_SEQUENCE_JUMP = 10**12  # log offsets; nobody's log lost more. A message further ahead is a stranger's.
-TOPIC_EVERY = 60.0  # seconds between two looks at the topic
+TOPIC_EVERY = 60.0  # seconds between two checks of the topic
 TOPIC_SOON = 10.0  # the first time
 OTHERS_WAIT = 0.5  # seconds, at a start that finds another history: does whoever published it go on?
 
@@ -108,12 +108,12 @@ class History:
 
     def __post_init__(self) -> None:
         self.topic_pause = min(TOPIC_SOON, TOPIC_EVERY)
-        self.topic_due = time.monotonic() + self.topic_pause  # when to look at the topic again
+        self.topic_due = time.monotonic() + self.topic_pause  # when to check the topic again
 
     def check_at_start(self, position: Position) -> Position:
         """Return where to go on, after what was found has been mended.
 
-        Raises KafkaException while Kafka is away, WrongSetting for a copy of a source that publishes to this topic.
+        Raises KafkaException while Kafka is down, WrongSetting for a copy of a source that publishes to this topic.
         """
         messages = self.tail.read(self.stop)
         with self.source.cursor() as cursor:
@@ -124,7 +124,7 @@ class History:
         return self.check(position, messages, running=False)
 
     def check_running(self, position: Position) -> Position:
-        """The same between two pages. Kafka away is not our concern here: the next page reports it."""
+        """The same between two pages. That Kafka is down is not reported here, but by the next page."""
         messages: list[TopicChange] = []
         if time.monotonic() >= self.topic_due:
             self.topic_pause = min(2 * self.topic_pause, TOPIC_EVERY)
@@ -132,11 +132,11 @@ class History:
             try:
                 messages = self.tail.read(self.stop)
             except KafkaException as error:
-                log.debug("no look at the topic: %s", error)
+                log.debug("topic not checked: %s", error)
         return self.check(position, messages, running=True)
 
     def check(self, position: Position, messages: list[TopicChange], running: bool) -> Position:
-        """messages: those at the topic's end that were not looked at before."""
+        """messages: those at the topic's end that were not checked before."""
         with self.source.cursor() as cursor:
             cursor.execute(STATE)
             ((drawn, head, unreached, removed, upgrading),) = cursor.fetchall()

@@ -29,7 +29,7 @@ NO_RIGHT = (TOPIC_REFUSED, GROUP_REFUSED, KafkaError.CLUSTER_AUTHORIZATION_FAILE
 
 COMPLAINT_GRACE = 2.0  # seconds after which a refused login is taken for a wrong setting
 LOGIN_WAIT = 8.0  # seconds for the brokers to let us in, or to refuse us for longer than COMPLAINT_GRACE
-ASK_AGAIN = 3.0  # seconds between two looks at the brokers' ports
+ASK_AGAIN = 3.0  # seconds between two checks of the brokers' ports
 
 TIMES = re.compile(r" ?\(after \d+ms.*\)|\d+ identical.*")
 UNKNOWN_SETTING = re.compile(r'No such configuration property: "(.*)"')
@@ -47,7 +47,7 @@ class Brokers:
     complained: float = 0.0  # when (time.monotonic)
     wrong_setting: str = ""  # such a refusal that stays
     fatal: str = ""  # the error after which the client is of no more use
-    examined: float = float("-inf")  # when we last looked at their ports (time.monotonic)
+    examined: float = float("-inf")  # when we last checked their ports (time.monotonic)
     up_since: float = float("-inf")  # when they came back (time.monotonic)
     bootstrap: str = field(default_factory=lambda: config.KAFKA["bootstrap.servers"])
     logged: set[str] = field(default_factory=set)

@@ -41,7 +41,7 @@ class LagWatch:
     def run(self) -> None:
         while True:
             if self.admin is not None and (partitions := sorted(LAG.applied)):
-                with suppress(KafkaException):  # Kafka is away: the script reports it
+                with suppress(KafkaException):  # Kafka is down: the script reports it
                     LAG.bounds = offset_bounds(self.admin, config.KAFKA_TOPIC, partitions)
             time.sleep(EVERY)
 

@@ -105,7 +105,7 @@ PUBLISHED = Metric("changes_published_total", "Changes that Kafka has acknowledg
 PUBLISHED_BYTES = Metric("published_bytes_total", "Bytes of the published changes as JSON, before compression.")
 POLL_DURATION = Histogram("poll_duration_seconds", "Reading a page of the log, also one without a change.", SECONDS)
 PUBLISH_DURATION = Histogram("publish_duration_seconds", "From a page's hand-over to its acknowledgement.", SECONDS)
-UNPUBLISHED = Metric("unpublished_changes", "Changes in the log that are not published, at the last look.")
+UNPUBLISHED = Metric("unpublished_changes", "Changes in the log that are not published, at the last poll.")
 OLDEST_UNPUBLISHED = Age("oldest_unpublished_seconds", "Age of the oldest unpublished change beyond the offset.")
 POSITION = Metric("position_offset", "The log offset up to which changes are published.")
 ACTIVE = Metric("producer_active", "1 for the producer that publishes, 0 for one that stands by.")
@@ -150,7 +150,7 @@ OF_CONSUMER = (APPLIED, STALE, FOLDED, APPLY_DURATION, LAG, END_TO_END_DELAY, *C
 
 
 def found_unpublished(count: int, more: bool, changed_at: str | None) -> None:
-    """Note what a look at the log found. more: it may hold more than the count; changed_at: of the oldest (Unix)."""
+    """Note what a poll found. more: it may hold more than the count; changed_at: of the oldest (Unix)."""
     UNPUBLISHED.set(max(count, UNPUBLISHED.values[""]) if more else count)
     OLDEST_UNPUBLISHED.set(float(changed_at or 0))
 

@@ -22,13 +22,13 @@ from psycopg2.extensions import connection as Connection
 
 log = logging.getLogger(__name__)
 
-LOOK_EVERY = 0.5  # seconds between two looks of a standby
-SLOW_LOOK = 1.0  # seconds that a look counts at most: a standby that was stopped itself has seen nothing meanwhile
+CHECK_EVERY = 0.5  # seconds between two checks of a standby
+LONGEST_CHECK = 1.0  # seconds that a check counts at most: a standby that was stopped itself has seen nothing meanwhile
 FROZEN_AFTER = 20.0  # seconds without a statement
 ALIVE_EVERY = 5.0  # seconds between two statements of an active producer that waits for Kafka
 
 # Whether the session waits for its client: for a statement, or for an answer to be read. NULL: we may not see it.
-LOOK = """
+STATE = """
 SELECT nullif(state, 'disabled') LIKE 'idle%%' OR coalesce(wait_event, '') = 'ClientWrite', state_change
 FROM pg_stat_activity WHERE pid = %(pid)s
 """
@@ -47,8 +47,8 @@ def become_active(source: Connection, stop: cli.Stop) -> None:
             else:
                 log.info("another producer is active; standing by")
             reported = strangers
-        watch.look(holders)
-        stop.sleep(LOOK_EVERY)
+        watch.check(holders)
+        stop.sleep(CHECK_EVERY)
     flusher.useful = Alive(source)
     metrics.ACTIVE.set(not stop.requested)
 
@@ -78,15 +78,15 @@ class Alive:
 
 @dataclass
 class Watch:
-    """Whether the active producer has run a statement since the last look."""
+    """Whether the active producer has run a statement since the last check."""
 
     source: Connection
     seen: tuple[int | None, datetime | None] = (None, None)  # its pid, and when it began to wait for its client
     still: float = 0.0  # seconds for which that has been the same
-    looked: float = 0.0  # time.monotonic
+    checked: float = 0.0  # time.monotonic
     warned: bool = False
 
-    def look(self, holders: list[Holder]) -> None:
+    def check(self, holders: list[Holder]) -> None:
         """End the session of a producer that has run no statement for FROZEN_AFTER seconds."""
         now, holder = time.monotonic(), next((holder for holder in holders if holder.is_producer), None)
         waits, changed = self.ask(holder) if holder else (False, None)
@@ -94,16 +94,16 @@ class Watch:
             self.warn(f"standing by: {holder} is active, and we may not see whether it is frozen; give both one role")
         seen = (holder.pid if holder else None, changed)
         if waits and seen == self.seen:
-            self.still += min(now - self.looked, SLOW_LOOK)
+            self.still += min(now - self.checked, LONGEST_CHECK)
         else:
             self.still = 0.0
-        self.seen, self.looked = seen, now
+        self.seen, self.checked = seen, now
         if holder and self.still >= FROZEN_AFTER:
             self.end(holder)
 
     def ask(self, holder: Holder) -> tuple[bool | None, datetime | None]:
         with self.source.cursor() as cursor:
-            cursor.execute(LOOK, {"pid": holder.pid})
+            cursor.execute(STATE, {"pid": holder.pid})
             return cursor.fetchone() or (False, None)
 
     def end(self, holder: Holder) -> None:

@@ -13,7 +13,7 @@ from cdc.position import Saver
 from psycopg2.extensions import connection as Connection
 
 PRUNE_PAUSE = 0.1  # seconds between two batches of pruning
-EVERY = 10.0  # seconds between two looks for something to prune, while there is nothing; and at the log's history
+EVERY = 10.0  # seconds between two checks of the log's history; and for something to prune, where there was nothing
 
 
 @dataclass

@@ -39,7 +39,7 @@ def apply(destination: Connection, *values: str) -> int:
 
 
 def shut_out(pipeline: Pipeline) -> None:
-    """Take the destination away: no new sessions, and those that are there end."""
+    """Take the destination down: no new sessions, and those that are there end."""
     database = f"{pipeline.name}_copy"
     administer(config.DESTINATION_DATABASE_URL, f"ALTER DATABASE {database} ALLOW_CONNECTIONS false")
     terminate(pipeline)

@@ -5,7 +5,7 @@
 BEGIN;
 SET LOCAL search_path = pg_catalog, pg_temp;
 SET LOCAL lock_timeout = '5s';
--- Consumers wait. Without the lock one of them could be waiting for a row of the gate that goes away, and with it the
+-- Consumers wait. Without the lock one of them could be waiting for a row of the gate that is deleted, and with it the
 -- change that it was to let through.
 LOCK TABLE public.cdc_applied IN SHARE ROW EXCLUSIVE MODE;
 DELETE FROM public.cdc_applied AS applied

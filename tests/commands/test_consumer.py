@@ -39,9 +39,9 @@ def test_once_ends_also_when_messages_and_the_end_of_their_partition_come_in_one
 
 
 GIVES_UP = {
-    "the destination is away": {"DESTINATION_DATABASE_URL": "postgresql://postgres@localhost:1/none"},
+    "the destination is down": {"DESTINATION_DATABASE_URL": "postgresql://postgres@localhost:1/none"},
     "the topic is missing": {"KAFKA_TOPIC": "cdc_test_no_such_topic"},
-    "Kafka is away": {"KAFKA_BOOTSTRAP_SERVERS": "localhost:1"},
+    "Kafka is down": {"KAFKA_BOOTSTRAP_SERVERS": "localhost:1"},
 }
 
 
@@ -49,9 +49,9 @@ GIVES_UP = {
 @pytest.mark.parametrize(
     "what",
     [
-        "the destination is away",
+        "the destination is down",
         pytest.param("the topic is missing"),
-        pytest.param("Kafka is away"),
+        pytest.param("Kafka is down"),
     ],
 )
 def test_once_gives_up_with_one_line_and_exit_1(shared: Pipeline, what: str) -> None:

@@ -53,8 +53,8 @@ def test_a_producer_that_stands_by_is_ready_and_not_active(shared: Pipeline) -> 
 def test_a_consumer_without_its_destination_shows_the_growing_lag(shared: Pipeline) -> None:
     port, source = free_port(), shared.source()
     shared.drain()
-    away = {"METRICS_PORT": str(port), "DESTINATION_DATABASE_URL": "postgresql://localhost:1/postgres"}
-    with shared.running("consumer.py", **away) as script, shared.running("producer.py"):
+    down = {"METRICS_PORT": str(port), "DESTINATION_DATABASE_URL": "postgresql://localhost:1/postgres"}
+    with shared.running("consumer.py", **down) as script, shared.running("producer.py"):
         script.wait_for("waiting")
         assert get(port, "/readyz")[1].startswith("not connected to destination")
         query(source, INSERT, {"rows": 5})

@@ -169,9 +169,9 @@ def test_a_missing_table_or_server_is_reported_in_one_line(bare_pipeline: Pipeli
     assert result.returncode == 3
     assert json.loads(result.stdout) == {"error": result.stderr.splitlines()[-1]}
     assert result.stderr == "source: there is no table employees; run python db_setup.py\n"
-    away = database_url("postgresql://postgres:postgres@localhost:1/postgres", bare_pipeline.name)
+    down = database_url("postgresql://postgres:postgres@localhost:1/postgres", bare_pipeline.name)
     impatient = bare_pipeline.sabotaged("import verify", "verify.CONNECT_WAIT = 1")
-    result = bare_pipeline.run(impatient, "--json", DESTINATION_DATABASE_URL=away)
+    result = bare_pipeline.run(impatient, "--json", DESTINATION_DATABASE_URL=down)
     assert result.returncode == 3
     assert json.loads(result.stdout) == {"error": result.stderr.splitlines()[-1]}
     assert re.fullmatch(r"destination at localhost:1: .*; gave up after \d+ s\n", result.stderr)

@@ -197,17 +197,17 @@ def test_what_too_few_brokers_acknowledge_is_reported_in_time_once_and_when_it_i
 def test_a_partition_without_a_leader_is_reported_in_time_and_once_while_a_page_waits_and_at_the_start(
     cluster: dict[str, Server], replicated: Pipeline
 ) -> None:
-    """A topic with one replica of each partition; a broker that has one of them is away."""
+    """A topic with one replica of each partition; a broker that has one of them is down."""
     for script in replicated.scripts:
         assert script.stop() == 0
     single: dict[str, Any] = {"KAFKA_TOPIC": "single"}
     assert replicated.run("admin.py", "create", **single).returncode == 0
-    away = cluster[f"kafka{leaders('single')[0]}"]
+    down = cluster[f"kafka{leaders('single')[0]}"]
     first = replicated.start("producer.py", **single)
     first.wait_for("publishing from")
-    servers.kill(away)
+    servers.kill(down)
     query(replicated.source(), "UPDATE employees SET salary = 1")
-    first.wait_for("no broker leads partition ", 15)  # 10, and Kafka needs 3 to see that the broker is away
+    first.wait_for("no broker leads partition ", 15)  # 10, and Kafka needs 3 to see that the broker is down
     time.sleep(3)
     assert first.output().count("waiting") == 1, first.output()
     assert first.stop() == 0
@@ -215,7 +215,7 @@ def test_a_partition_without_a_leader_is_reported_in_time_and_once_while_a_page_
     second.wait_for("waiting", 10)
     time.sleep(8)
     assert second.output().count("waiting") == 1, second.output()
-    servers.start(away)
+    servers.start(down)
     second.wait_for("published 40 changes", 40)
     assert second.output().count("waiting") == 1, second.output()
     assert second.stop() == 0

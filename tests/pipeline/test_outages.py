@@ -30,13 +30,13 @@ OFFSET = 2200  # of the ports of the servers here
 GROWTH = 64 * 1024  # kB of memory that an outage may cost a script
 ADDRESS = {"kafka": "Kafka at ", "source": "source at ", "destination": "destination at "}
 SUFFERS = {"kafka": ["producer.py", "consumer.py"], "source": ["producer.py"], "destination": ["consumer.py"]}
-OUTAGES = [  # what is away, for how many seconds, and how many seconds after its answer all must be in sync
+OUTAGES = [  # what is down, for how many seconds, and how many seconds after its answer all must be in sync
     ("kafka", 20, 6.0),
     ("source", 3, 6.0),
     ("destination", 7, 6.0),
     *(
-        pytest.param(away, seconds, 2.0, marks=[pytest.mark.long, pytest.mark.timing])
-        for away, seconds in [("kafka", 60), ("source", 30), ("destination", 30)]
+        pytest.param(down, seconds, 2.0, marks=[pytest.mark.long, pytest.mark.timing])
+        for down, seconds in [("kafka", 60), ("source", 30), ("destination", 30)]
     ),
 ]
 
@@ -112,9 +112,9 @@ def lines(script: Script, pattern: str, start: int = 0) -> list[str]:
     return [line for line in script.output()[start:].splitlines() if re.search(pattern, line)]
 
 
-@pytest.mark.parametrize(("away", "seconds", "at_once"), OUTAGES)
+@pytest.mark.parametrize(("down", "seconds", "at_once"), OUTAGES)
 def test_an_outage_is_reported_once_and_over_at_once(
-    own: dict[str, Server], started: Pipeline, away: str, seconds: float, at_once: float
+    own: dict[str, Server], started: Pipeline, down: str, seconds: float, at_once: float
 ) -> None:
     scripts = dict(zip(("producer.py", "consumer.py"), started.scripts, strict=True))
     before = {name: len(script.output()) for name, script in scripts.items()}
@@ -123,33 +123,33 @@ def test_an_outage_is_reported_once_and_over_at_once(
     writer = threading.Thread(target=write, args=(started, over))
     writer.start()
     try:
-        servers.kill(own[away])
+        servers.kill(own[down])
         time.sleep(seconds)
-        bring_back(own[away], started.topic)
+        bring_back(own[down], started.topic)
         took = seconds_until_in_sync(started, patience=30)
     finally:
         over.set()
         writer.join()
     started.wait_until_equal()
-    print(f"{away} away for {seconds} s: in sync after {took:.1f} s")
+    print(f"{down} down for {seconds} s: in sync after {took:.1f} s")
     for name, script in scripts.items():
         grown = memory(script) - used[name]
         assert grown < GROWTH, f"{name} grew by {grown} kB"
         assert "Traceback" not in script.output()
-    if away == "destination":
+    if down == "destination":
         assert not lines(scripts["consumer.py"], "partitions revoked"), "the group must keep the consumer"
     assert started.dead_letters() == []
     assert took < at_once
     for name, script in scripts.items():
         said, back = (lines(script, what, before[name]) for what in ("; waiting$", "answers again$"))
-        once = 1 if name in SUFFERS[away] else 0
+        once = 1 if name in SUFFERS[down] else 0
         assert (len(said), len(back)) == (once, once), said + back
-        assert all(ADDRESS[away] in line for line in said + back)
+        assert all(ADDRESS[down] in line for line in said + back)
 
 
-@pytest.mark.parametrize("away", [["kafka"], ["source", "destination"]], ids="-".join)
-def test_while_servers_are_away_sigterm_ends_the_scripts_and_new_ones_wait(
-    own: dict[str, Server], started: Pipeline, away: list[str]
+@pytest.mark.parametrize("down", [["kafka"], ["source", "destination"]], ids="-".join)
+def test_while_servers_are_down_sigterm_ends_the_scripts_and_new_ones_wait(
+    own: dict[str, Server], started: Pipeline, down: list[str]
 ) -> None:
     over = threading.Event()
     writer = threading.Thread(target=write, args=(started, over))
@@ -157,7 +157,7 @@ def test_while_servers_are_away_sigterm_ends_the_scripts_and_new_ones_wait(
     started.start("producer.py")
     started.scripts[-1].wait_for("standing by")
     try:
-        for name in away:
+        for name in down:
             servers.kill(own[name])
         time.sleep(0.5)  # the scripts are in the middle of trying
         for script in started.scripts:
@@ -167,7 +167,7 @@ def test_while_servers_are_away_sigterm_ends_the_scripts_and_new_ones_wait(
     finally:
         over.set()
         writer.join()
-        for name in away:
+        for name in down:
             bring_back(own[name], started.topic)
     seconds_until_in_sync(started)
     assert started.equal()
