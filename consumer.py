@@ -90,7 +90,7 @@ def handle(event: Message, consumer: Consumer, drain: Drain, brokers: Brokers) -
 def log_applied(report: Report, part: Part, full: bool, started: float, count_left: Callable[[], int]) -> None:
     if applied := part.applied():
         newest = describe(applied[-1].value())[1]
-        report.batch(len(applied), newest, started, part.describe, count_left, full)
+        report.add(len(applied), newest, started, part.describe, count_left, full)
 
 
 def session(destination: Destination, brokers: Brokers, report: Report, stop: cli.Stop, once: bool) -> None:

@@ -73,7 +73,7 @@ def publish_late(producer: Producer, saver: Saver, stop: cli.Stop, page_size: in
 def log_published(report: Report, published: Published, started: float, count_left: Callable[[], int]) -> None:
     if published.changes:
         count, newest = published.count - published.refused, published.changes[-1].cdc_id
-        report.batch(count, newest, started, published.describe, count_left, published.full)
+        report.add(count, newest, started, published.describe, count_left, published.full)
 
 
 def stream(

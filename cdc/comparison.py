@@ -223,10 +223,10 @@ class Comparison:
             return
         if applied - drawn > MAX_SEQUENCE_JUMP:
             cli.fail(
-                f"destination: cdc_applied holds offset {applied}, which no log reaches; a stray message? Run there "
-                f"DELETE FROM {SCHEMA}.cdc_applied WHERE cdc_id > {drawn}; then python verify.py --repair"
+                f"destination: cdc_applied holds log offset {applied}, which no log reaches; a stray message? Run "
+                f"there DELETE FROM {SCHEMA}.cdc_applied WHERE cdc_id > {drawn}; then python verify.py --repair"
             )
-        reason = f"the source went back in time: its log is at offset {drawn:,}, the destination at {applied:,}"
+        reason = f"the source went back in time: it is at log offset {drawn:,}, the destination at {applied:,}"
         self.back_in_time = True
         if self.repair:
             try:

@@ -157,7 +157,7 @@ class History:
         if foreign:
             return self.mend(position, newest, OTHER_LOG if running else BACK_IN_TIME, foreign)
         if newest > drawn:
-            reason = f"its log is at offset {drawn:,}, offset {newest:,} has been published"
+            reason = f"it is at log offset {drawn:,}, and log offset {newest:,} has been published"
             return self.mend(position, newest, BACK_IN_TIME, reason)
         return position
 

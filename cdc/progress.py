@@ -14,7 +14,7 @@ from cdc.text import counted
 
 Line = tuple[str, dict[str, int | None]]  # what is logged, and its values by the names in cdc/logs.py
 
-NAMED = 5  # changes; a batch this small is reported change by change
+NAMED = 5  # changes; a page or a batch this small is reported change by change
 LINES_PER_SECOND = 20
 
 
@@ -36,7 +36,7 @@ class Report:
     lines: int = 0  # logged in the current second
     catching_up: bool = False  # on a terminal: a bar is shown, and a line only once it has come to its end
 
-    def batch(
+    def add(
         self,
         count: int,
         log_offset: int,
@@ -45,7 +45,7 @@ class Report:
         count_left: Callable[[], int],
         full: bool,
     ) -> None:
-        """Count a batch that began at started (time.monotonic).
+        """Count a page or a batch that began at started (time.monotonic).
 
         describe() gives a line for each of its changes, count_left() how many are still to come. Both are called only
         where the answer is shown. full: there may be more to come.

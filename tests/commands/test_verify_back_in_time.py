@@ -38,7 +38,7 @@ def test_equal_tables_do_not_hide_that_the_source_went_back_in_time(back_in_time
     query(back_in_time.destination(), "UPDATE cdc_applied SET cdc_id = 5000 WHERE emp_id = 4")
     result = back_in_time.run("verify.py")
     assert result.returncode == 1
-    assert "the source went back in time: its log is at offset 1,0" in result.stderr
+    assert "the source went back in time: it is at log offset 1,0" in result.stderr
     assert "the destination at 5,000; run python verify.py --repair" in result.stderr
 
 
