@@ -241,7 +241,8 @@ class Offsets:
         # Take what the group has just given: left to close(), librdkafka can wait for it with Python's lock held.
         consumer.poll(0)
         if not self.brokers.fatal:  # left to close(), a rebalance under way could hang it: librdkafka issue 4041
-            consumer.unsubscribe()
+            with suppress(KafkaException):  # another consumer has taken our place meanwhile
+                consumer.unsubscribe()
             while consumer.assignment() and time.monotonic() < end:
                 consumer.poll(0.05)
         closing = threading.Thread(target=consumer.close, daemon=True)  # without Kafka it would wait without end

@@ -5,7 +5,7 @@ from __future__ import annotations
 import signal
 import time
 
-from harness.consuming import SAME_PLACE, change, wait_until_read
+from harness.consuming import SAME_PLACE, change, consuming, start_consumer, wait_until_read
 from harness.database import WAITING, query
 from harness.destination import ids
 from harness.pipeline import Pipeline
@@ -51,3 +51,17 @@ def test_a_stop_finishes_the_batch_in_hand_and_commits_its_offsets(shared: Pipel
     assert ids(destination) == [1, 2, 3]
     assert "applied 3 changes in all" in script.output()
     wait_until_read(shared, seconds=5)  # nothing runs: it was committed
+
+
+def test_a_stop_while_another_consumer_takes_our_place_is_no_failure(shared: Pipeline, destination: Connection) -> None:
+    first, holder = start_consumer(shared, **SAME_PLACE), shared.destination()
+    query(holder, "BEGIN; INSERT INTO employees (emp_id) VALUES (1)")
+    shared.send(change(3_000_000, 1), partition=0)
+    wait_until(lambda: query(destination, WAITING) == [(1,)], what="the first one waits for employee 1")
+    with consuming(shared) as second:
+        second.wait_for("partitions assigned")
+        first.process.send_signal(signal.SIGTERM)
+        query(holder, "ROLLBACK")
+        assert first.process.wait(20) == 0, first.output()
+        wait_until_read(shared)
+    assert ids(destination) == [1]
