@@ -8,7 +8,7 @@ from typing import Any
 
 from cdc import cli
 from cdc.outage import Outage
-from cdc.session import is_pooled, is_shared, set_up
+from cdc.session import backend, is_shared, set_up
 from cdc.waiting import Session, waiter
 
 import psycopg2
@@ -69,7 +69,8 @@ def connect(name: str, url: str, settings: str = "") -> Connection:
         set_wait_callback(waiter)
     connection.database, connection.url = f"{name} at {address(url)}", url
     connection.autocommit = True
-    if is_pooled(connection):
+    connection.pid = backend(connection)
+    if connection.pid != connection.info.backend_pid:  # that of a pooler
         refuse_if_shared(name, url, connection)
     try:
         set_up(connection)

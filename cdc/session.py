@@ -64,11 +64,6 @@ def set_up(connection: Connection) -> None:
         cursor.execute(APPLY, {"settings": json.dumps(SETTINGS)})
 
 
-def is_pooled(connection: Connection) -> bool:
-    """Whether the process that works for us is another one than the login named."""
-    return backend(connection) != connection.info.backend_pid
-
-
 def is_shared(first: Connection, second: Connection) -> bool:
     """Whether a pooler gives us another server from one statement to the next, or gives ours to another session.
 

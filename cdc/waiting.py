@@ -44,6 +44,7 @@ class Session(Connection):
 
     database = ""  # "source at localhost:5433"
     url = ""
+    pid = 0  # of the server's process; info.backend_pid is a pooler's own
 
 
 @dataclass
@@ -160,7 +161,8 @@ def ask(connection: Connection, question: str) -> list[tuple[Any, ...]] | None:
         if not wait(second, until):
             return None
         cursor = second.cursor()
-        cursor.execute(question, {"pid": connection.info.backend_pid})
+        pid = connection.pid if isinstance(connection, Session) else connection.info.backend_pid
+        cursor.execute(question, {"pid": pid})
         return cursor.fetchall() if wait(second, until) else None
 
 
