@@ -15,6 +15,7 @@ In the order in which a change meets them:
     flush         the wait for the acknowledgements: report one that lasts
     intake        messages into batches, read ahead while the destination works
     apply         the statement that applies records through the gate
+    bulk          the same for a large batch, by COPY
     destination   apply a batch whatever happens: wait out outages, single out what is refused
     dead_letters  the dead-letter topic: send there; list, replay, discard
     drain         when `consumer.py --once` is done

@@ -1,4 +1,4 @@
-"""The statement that applies records through the gate, in one transaction.
+"""The statement that applies records through the gate, in one transaction; cdc/bulk.py applies large batches.
 
 The gate is the table cdc_applied: it holds the newest cdc_id that was applied to each employee, and lets a record pass
 only if its cdc_id is higher. Why the statement is as it is: docs/design.md.
@@ -21,6 +21,14 @@ import psycopg2
 from psycopg2.extensions import connection as Connection
 
 COLUMNS = ", ".join(EMPLOYEE_COLUMNS)
+UPSERTED = f"""upserted AS (
+    INSERT INTO {SCHEMA}.employees ({COLUMNS}) OVERRIDING SYSTEM VALUE
+    SELECT {COLUMNS} FROM newer WHERE action <> 'DELETE'
+    ON CONFLICT (emp_id) DO UPDATE
+    SET {", ".join(f"{column} = excluded.{column}" for column in EMPLOYEE_COLUMNS[1:])}
+)"""
+RESULT = f"""array[{", ".join(f"count(*) FILTER (WHERE action = '{action}')" for action in ACTIONS)}],
+       array_agg(emp_id) FILTER (WHERE action = 'DELETE')"""
 APPLY_STATEMENT = f"""
 PREPARE apply (bigint[], int[], text[], text[], date[], text[], int[], text[]) AS
 -- The records, with what was applied before: NULL where the gate does not know the employee. They go by emp_id, so
@@ -44,14 +52,8 @@ WITH record AS MATERIALIZED (
 ), inserted AS (
     INSERT INTO {SCHEMA}.employees ({COLUMNS}) OVERRIDING SYSTEM VALUE
     SELECT {COLUMNS} FROM record WHERE before IS NULL AND action <> 'DELETE'
-), upserted AS (
-    INSERT INTO {SCHEMA}.employees ({COLUMNS}) OVERRIDING SYSTEM VALUE
-    SELECT {COLUMNS} FROM newer WHERE action <> 'DELETE'
-    ON CONFLICT (emp_id) DO UPDATE
-    SET {", ".join(f"{column} = excluded.{column}" for column in EMPLOYEE_COLUMNS[1:])}
-)
-SELECT array[{", ".join(f"count(*) FILTER (WHERE action = '{action}')" for action in ACTIONS)}],
-       array_agg(emp_id) FILTER (WHERE action = 'DELETE')
+), {UPSERTED}
+SELECT {RESULT}
 FROM (SELECT emp_id, action FROM record WHERE before IS NULL UNION ALL SELECT emp_id, action FROM newer) AS passed
 """
 # The records go to PostgreSQL as settings of the transaction, one for each column, and PL/pgSQL catches every error. So
@@ -147,7 +149,6 @@ def keep_newest(by_employee: dict[int, Record], record: Record) -> None:
         by_employee[record.emp_id] = record
 
 
-@metrics.APPLY_DURATION.timed
 def apply(destination: Connection, records: Collection[Record]) -> int:
     """Apply records, one for each employee, in one transaction. Returns how many employees changed; the rest was stale.
 

@@ -9,7 +9,8 @@ from typing import TypeVar
 
 import config
 from cdc import cli, metrics
-from cdc.apply import SESSION, Refused, apply, apply_each, apply_nothing, newest
+from cdc.apply import Refused, apply_each, apply_nothing, newest
+from cdc.bulk import SESSION, apply
 from cdc.dead_letters import DeadLetters, Letter
 from cdc.flush import flusher
 from cdc.health import HEALTH

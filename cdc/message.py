@@ -34,6 +34,8 @@ Record = Change | CDCRecord
 
 to_json = msgspec.json.Encoder().encode
 """Change -> its JSON in bytes, as CDCRecord.to_json() gives it; also a list of values -> a JSON array."""
+to_json_lines = msgspec.json.Encoder().encode_lines
+"""Tuples of values -> a line with a JSON array for each."""
 _read_strictly = msgspec.json.Decoder(Change).decode
 
 

@@ -5,13 +5,17 @@ psycopg2 calls `waiter` for each statement that has no answer yet, once `connect
 
 from __future__ import annotations
 
+import os
 import select
+import socket
 import time
 from collections.abc import Callable, Iterator
+from concurrent import futures
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, field
 from math import inf
-from typing import Any
+from typing import Any, TypeVar
 
 from cdc import cli
 from cdc.health import HEALTH
@@ -20,8 +24,10 @@ from cdc.session import wait
 from cdc.text import escape
 
 import psycopg2
-from psycopg2.extensions import POLL_OK, POLL_READ
+from psycopg2.extensions import POLL_OK, POLL_READ, set_wait_callback
 from psycopg2.extensions import connection as Connection
+
+Result = TypeVar("Result")
 
 STOP_GRACE = 2.0  # seconds that a statement may still take when a stop is requested
 ANSWER_WAIT = 1.0  # seconds for the server to say what we wait for, or to cancel it
@@ -36,7 +42,23 @@ FROM (SELECT state, wait_event, pg_blocking_pids(pid) AS blockers FROM pg_stat_a
     LEFT JOIN LATERAL unnest(blockers) AS blocker (pid) ON true
     LEFT JOIN (SELECT pid, usename, application_name FROM pg_stat_activity) AS theirs ON theirs.pid = blocker.pid
 """
-CANCEL = "SELECT pg_catalog.pg_cancel_backend(%(pid)s)"
+# A consumer that is stopped (SIGSTOP, a paused container) in the middle of a COPY keeps its locks: its session is not
+# idle, so idle_in_transaction_session_timeout leaves it alone. Who waits for it, or for somebody who does, ends it.
+# Consumers are the sessions with our role and application name.
+END_STUCK = """
+SET search_path = pg_catalog, pg_temp;
+WITH RECURSIVE blocker (pid) AS (
+    SELECT unnest(pg_blocking_pids(%(pid)s)) UNION SELECT unnest(pg_blocking_pids(pid)) FROM blocker
+)
+SELECT pg_terminate_backend(pid) FROM blocker JOIN pg_stat_activity USING (pid)
+WHERE usename = current_user AND application_name = current_setting('application_name')
+AND state = 'active' AND wait_event = 'ClientRead' AND now() - state_change > interval '5 s'
+"""
+# Not in a COPY: PostgreSQL would log the row that it has just read.
+CANCEL = """
+SET search_path = pg_catalog, pg_temp;
+SELECT pg_cancel_backend(pid) FROM pg_stat_activity WHERE pid = %(pid)s AND query NOT LIKE 'COPY %%'
+"""
 
 
 class Session(Connection):
@@ -64,6 +86,34 @@ class Waiter:
             yield
         finally:
             self.useful = None
+
+    def apart(self, connection: Connection, work: Callable[[], Result]) -> Result:
+        """Do work on a connection in a thread, and wait for it as for one statement. Returns what it returns.
+
+        It is for a transaction with a COPY in it, for which psycopg2 calls no wait callback. Whatever ends the wait
+        early cuts the connection off: beside a frozen server, too, the thread must not have it any longer.
+        """
+        set_wait_callback(None)
+        try:
+            with ThreadPoolExecutor(1) as thread:
+                working = thread.submit(work)
+                try:
+                    self.wait_for(working, Wait(connection, self))
+                finally:
+                    if not working.done():
+                        cut_off(connection)
+            return working.result()
+        finally:
+            set_wait_callback(self)
+
+    def wait_for(self, working: Future[Any], wait: Wait) -> None:
+        """Return when it is done, and do something useful until then."""
+        pause = 0.0 if self.useful else CHECK_EVERY
+        while not futures.wait({working}, pause).done:
+            wait.check()
+            if self.useful is not None:
+                pause = 0.0 if self.useful() else READ_EVERY
+        wait.long.over()
 
     def __call__(self, connection: Connection) -> None:
         wait = Wait(connection, self)
@@ -93,7 +143,7 @@ class Wait:
         if self.waiter.stop.overdue(STOP_GRACE):
             cancel(self.connection)
             raise cli.Stopped
-        self.long.check(lambda: f"{name(self.connection)}: {explain(self.connection)[0]}")
+        self.long.check(lambda: f"{name(self.connection)}: {explain(self.connection, end_stuck=True)[0]}")
         waited = time.monotonic() - self.long.started
         if waited > self.waiter.limit and time.monotonic() - self.asked > 1.0:
             self.give_up_if_stuck()
@@ -128,8 +178,17 @@ def cancel(connection: Connection) -> None:
             connection.cancel()
 
 
-def explain(connection: Connection) -> tuple[str, bool]:
-    """Return what a statement waits for, and whether it waits at all: the server may work at it."""
+def cut_off(connection: Connection) -> None:
+    """Shut the connection's socket: whoever waits for the server gets an error, and the server ends the transaction."""
+    with suppress(OSError, psycopg2.InterfaceError), socket.socket(fileno=os.dup(connection.fileno())) as ours:
+        ours.shutdown(socket.SHUT_RDWR)
+
+
+def explain(connection: Connection, end_stuck: bool = False) -> tuple[str, bool]:
+    """Return what a statement waits for, and whether it waits at all: the server may work at it.
+
+    end_stuck: if it is for a consumer that is stuck in a COPY, end that one's session.
+    """
     try:
         rows = ask(connection, EXPLAIN)
     except psycopg2.OperationalError as error:  # no session to be had, so the server answers
@@ -143,6 +202,9 @@ def explain(connection: Connection) -> tuple[str, bool]:
         return "the session is gone, or its answer was lost", True
     held_by = [describe_session(*row[2:]) for row in rows if row[2] is not None]
     if held_by:
+        with suppress(psycopg2.Error):
+            if end_stuck and ask(connection, END_STUCK):
+                return "a consumer stuck in the middle of a batch had what we wait for, and its session is ended", True
         return f"a statement waits for a lock held by {' and '.join(held_by)}", True
     if rows[0][1] == "SyncRep":
         return "a commit waits for a standby that does not confirm it (synchronous_standby_names)", True

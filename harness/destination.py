@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import os
 from contextlib import closing
+from pathlib import Path
 from typing import Any
 
 import config
-from cdc import apply as applying
+from cdc import bulk
+from cdc.apply import newest
 from cdc.message import read
 from harness.database import administer, connect, query
 from harness.pipeline import Pipeline
 from harness.waiting import wait_until
 
+import pytest
 from psycopg2.extensions import connection as Connection
 
 Row = tuple[Any, ...]
@@ -34,8 +38,8 @@ def wait_for_rows(pipeline: Pipeline, expected: list[int], seconds: float = 20.0
 
 def apply(destination: Connection, *values: str) -> int:
     if not query(destination, "SELECT 1 FROM pg_prepared_statements WHERE name = 'apply'"):
-        query(destination, applying.SESSION)
-    return applying.apply(destination, applying.newest(read(value.encode()) for value in values))
+        query(destination, bulk.SESSION)
+    return bulk.apply(destination, newest(read(value.encode()) for value in values))
 
 
 def shut_out(pipeline: Pipeline) -> None:
@@ -56,3 +60,13 @@ def let_in(pipeline: Pipeline) -> None:
 
 def alter_destination(pipeline: Pipeline, what: str) -> None:
     administer(config.DESTINATION_DATABASE_URL, f"ALTER DATABASE {pipeline.name}_copy {what}")
+
+
+def log_of_the_server(connection: Connection) -> Path:
+    """The file that a server on this machine writes its log to."""
+    ((postmaster,),) = query(connection, "SELECT split_part(pg_read_file('postmaster.pid'), E'\\n', 1)")
+    try:
+        log = Path(os.readlink(f"/proc/{postmaster}/fd/2"))
+    except OSError:
+        pytest.skip("the server's log is not on this machine")
+    return log if log.is_file() else pytest.skip(f"the server logs to {log}")

@@ -1,5 +1,7 @@
 """The gate and two consumers as a model: docs/design.md, "Applying", and cdc/apply.py.
 
+cdc/bulk.py takes the parts of the statement one after the other, which is one of the orders here.
+
 Two consumers apply the same messages, as after a rebalance. Each takes any stretch of them that begins no later than
 the first one that nobody has applied, folds it, and may crash and begin again anywhere. What PostgreSQL does under READ
 COMMITTED is modelled step by step:

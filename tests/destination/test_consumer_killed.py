@@ -24,6 +24,11 @@ KILLED: dict[str, list[str]] = {
         "    return run(*arguments)",
         "applying.run = run_to_die",
     ],
+    "in the middle of a large batch": [
+        "from cdc import bulk",
+        "bulk.LARGE, copy = 1, bulk.copy",
+        f"bulk.copy = lambda *arguments: (copy(*arguments), {KILL})",
+    ],
     "after the destination's commit, before Kafka's": [f"consumer.Offsets.commit = {DIE}"],
     "after the offsets were handed to Kafka": [f"consumer.log_applied = {DIE}"],
     "after Kafka's commit": [

@@ -7,6 +7,7 @@ from contextlib import closing
 from itertools import pairwise
 
 from cdc import apply as applying
+from cdc import bulk
 from cdc.message import read
 from harness.consuming import change
 from harness.database import ROWS, WAITING, query
@@ -18,6 +19,12 @@ import pytest
 from psycopg2.extensions import connection as Connection
 
 
+@pytest.fixture(params=[1, 2_000], ids=["by COPY", "by the statement"])
+def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bulk, "LARGE", request.param)
+
+
+@pytest.mark.usefixtures("way")
 def test_a_duplicate_is_applied_once(destination: Connection) -> None:
     batch = [change(1, 1, city="Rome"), change(2, 1, "UPDATE", city="Oslo"), change(3, 2), change(4, 2, "DELETE")]
     assert apply(destination, *batch, *batch) == 2
@@ -27,12 +34,14 @@ def test_a_duplicate_is_applied_once(destination: Connection) -> None:
     assert query(destination, ROWS) == [(1, None, None, None, "Oslo", None)]
 
 
+@pytest.mark.usefixtures("way")
 def test_in_reversed_order_the_newest_state_stays(destination: Connection) -> None:
     history = [change(1, 1, city="a"), change(2, 1, "DELETE"), change(3, 1, city="b"), change(4, 1, "UPDATE", city="c")]
     assert [apply(destination, value) for value in reversed(history)] == [1, 0, 0, 0]
     assert query(destination, ROWS) == [(1, None, None, None, "c", None)]
 
 
+@pytest.mark.usefixtures("way")
 def test_an_old_insert_does_not_bring_a_deleted_employee_back(destination: Connection) -> None:
     apply(destination, change(1, 1))
     apply(destination, change(3, 1, "DELETE"))
@@ -42,12 +51,14 @@ def test_an_old_insert_does_not_bring_a_deleted_employee_back(destination: Conne
     assert ids(destination) == [1]
 
 
+@pytest.mark.usefixtures("way")
 def test_a_delete_of_an_employee_never_seen_still_stops_its_older_insert(destination: Connection) -> None:
     assert apply(destination, change(2, 1, "DELETE")) == 1
     assert apply(destination, change(1, 1)) == 0
     assert ids(destination) == []
 
 
+@pytest.mark.usefixtures("way")
 def test_a_refused_batch_leaves_no_trace_and_the_connection_usable(destination: Connection) -> None:
     query(destination, "ALTER TABLE employees ADD CONSTRAINT positive CHECK (emp_id > 0)")
     try:
@@ -60,12 +71,14 @@ def test_a_refused_batch_leaves_no_trace_and_the_connection_usable(destination: 
     assert apply(destination, change(1, 1), change(2, 2, "DELETE")) == 2
 
 
+@pytest.mark.usefixtures("way")
 def test_rows_that_were_there_before_the_pipeline_are_taken_over(destination: Connection) -> None:
     query(destination, "INSERT INTO employees (emp_id, city) VALUES (1, 'old'), (2, 'old'), (3, 'old')")
     assert apply(destination, change(1, 1, city="new"), change(2, 2, "DELETE"), change(3, 4, city="new")) == 3
     assert [(row[0], row[4]) for row in query(destination, ROWS)] == [(1, "new"), (3, "old"), (4, "new")]
 
 
+@pytest.mark.usefixtures("way")
 def test_dates_do_not_depend_on_the_way_the_destination_writes_them(destination: Connection) -> None:
     dates = ["2001-02-03", "0044-03-15 BC", "0001-02-03", "12345-06-07", "infinity"]
     for style in ("SQL, DMY", "Postgres, MDY", "German", "ISO, YMD"):

@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-import os
 import time
-from pathlib import Path
 
 from harness.consuming import change, consuming, wait_until_read
 from harness.database import query
-from harness.destination import ids, wait_for_rows
+from harness.destination import ids, log_of_the_server, wait_for_rows
 from harness.kafka import count_messages
 from harness.pipeline import Pipeline
 from harness.waiting import wait_until
 
 import pytest
 from confluent_kafka import Message
-from psycopg2.extensions import connection as Connection
 
 MANY = 10_000
 SECONDS = 12  # 2 on a quiet machine; one by one it took 26 there
@@ -66,16 +63,6 @@ def test_a_storm_that_is_interrupted_repeats_no_more_than_the_part_in_hand(pipel
     offsets = [offset(letter) for letter in pipeline.dead_letters()]
     assert set(offsets) == set(range(MANY))
     assert len(offsets) <= MANY + 2 * 1_000
-
-
-def log_of_the_server(connection: Connection) -> Path:
-    """The file that a server on this machine writes its log to."""
-    ((postmaster,),) = query(connection, "SELECT split_part(pg_read_file('postmaster.pid'), E'\\n', 1)")
-    try:
-        log = Path(os.readlink(f"/proc/{postmaster}/fd/2"))
-    except OSError:
-        pytest.skip("the server's log is not on this machine")
-    return log if log.is_file() else pytest.skip(f"the server logs to {log}")
 
 
 @pytest.mark.parametrize("deleting", [False, True])

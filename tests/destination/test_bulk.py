@@ -1,0 +1,191 @@
+"""Large batches by COPY: the same end as by the statement, whatever a text holds and whoever else writes."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
+from datetime import date
+
+from cdc import bulk
+from cdc.message import Change, Record
+from cdc.postgres import connect
+from employee import CDCRecord
+from harness.database import WAITING, query
+from harness.destination import alter_destination, ids
+from harness.pipeline import Pipeline
+from harness.waiting import wait_until
+
+import pytest
+from psycopg2.extensions import connection as Connection
+
+TEXTS = [
+    None,
+    "",
+    "null",
+    "Ada",
+    "O'Hara",
+    'a "quoted" one',
+    "back\\slash",
+    "\\",
+    '\\"',
+    "\\.",
+    "a,b",
+    "a\nb\r\tc",
+    "\\n",
+]
+TEXTS += ["\x01\x1f\x7f", "Zoë 😀 ﷽", " ", "x" * 100, "]\n[", "{}", "\\N", "'; --", "%s %(ids)s", "\n\\.\n"]
+DATES = [None, date(1970, 1, 1), date(1, 1, 1), date(9999, 12, 31)]
+OLD_DATES = ["0044-03-15 BC", "5874897-12-31", "infinity", "-infinity"]
+
+
+@pytest.fixture
+def session(shared: Pipeline, destination: Connection) -> Iterator[Connection]:
+    with closing(connect("destination", shared.destination_url, bulk.SESSION)) as connection:
+        yield connection
+
+
+def record(cdc_id: int, emp_id: int, action: str = "INSERT", city: str | None = None) -> Record:
+    return Change(cdc_id, emp_id, None, None, None, city, None, action)  # type: ignore[arg-type]
+
+
+def random_record(chance: random.Random, cdc_id: int) -> Record:
+    action = chance.choice(["INSERT", "UPDATE", "UPDATE", "DELETE"])
+    first_name, last_name, city = (chance.choice(TEXTS) for _ in range(3))
+    salary = chance.choice([None, 0, -(2**31), 2**31 - 1])
+    emp_id = chance.choice([-(2**31), -1, 0, 2**31 - 1, *range(1, 60)])
+    if chance.random() < 0.1:  # as the slow path reads it
+        return CDCRecord(cdc_id, emp_id, first_name, last_name, chance.choice(OLD_DATES), city, salary, action)
+    born = chance.choice(DATES)
+    return Change(cdc_id, emp_id, first_name, last_name, born, city, salary, action)  # type: ignore[arg-type]
+
+
+def rows(records: dict[int, Record]) -> list[tuple[object, ...]]:
+    """What employees must hold, its dates as text."""
+    return sorted(
+        (r.emp_id, r.first_name, r.last_name, None if r.dob is None else str(r.dob), r.city, r.salary)
+        for r in records.values()
+        if r.action != "DELETE"
+    )
+
+
+def test_random_batches_leave_the_newest_state_whatever_a_text_holds(
+    destination: Connection, session: Connection, run_seed: int
+) -> None:
+    chance, newest = random.Random(run_seed), dict[int, Record]()
+    history = [random_record(chance, cdc_id) for cdc_id in range(1, 4_001)]
+    for _ in range(150):
+        batch = {one.emp_id: one for one in sorted(chance.sample(history, 30), key=lambda one: one.cdc_id)}
+        passed = {i: one for i, one in batch.items() if i not in newest or newest[i].cdc_id < one.cdc_id}
+        newest |= passed
+        counts = [sum(one.action == action for one in passed.values()) for action in ("INSERT", "UPDATE", "DELETE")]
+        assert bulk.try_bulk(session, batch.values()) == counts
+        found = query(destination, "SELECT emp_id, first_name, last_name, dob::text, city, salary FROM employees")
+        assert sorted(found) == rows(newest)
+    gate = sorted((one.emp_id, one.cdc_id) for one in newest.values())
+    assert query(destination, "SELECT emp_id, cdc_id FROM cdc_applied ORDER BY emp_id") == gate
+
+
+def test_texts_arrive_where_backslashes_are_escapes_in_strings(
+    shared: Pipeline, destination: Connection, run_seed: int
+) -> None:
+    alter_destination(shared, "SET standard_conforming_strings = off")
+    chance = random.Random(run_seed)
+    batch = {one.emp_id: one for one in (random_record(chance, cdc_id) for cdc_id in range(1, 200))}
+    try:
+        with closing(connect("destination", shared.destination_url, bulk.SESSION)) as session:
+            assert bulk.try_bulk(session, batch.values()) is not None
+    finally:
+        alter_destination(shared, "RESET standard_conforming_strings")
+    found = query(destination, "SELECT emp_id, first_name, last_name, dob::text, city, salary FROM employees")
+    assert sorted(found) == rows(batch)
+
+
+OTHER_TABLES = {
+    "a constraint": ("ADD CONSTRAINT positive CHECK (emp_id > 0)", "DROP CONSTRAINT positive"),
+    "a unique column": ("ADD CONSTRAINT one UNIQUE (city)", "DROP CONSTRAINT one"),
+    "a column that must be there": ("ALTER city SET NOT NULL", "ALTER city DROP NOT NULL"),
+    "a shorter text": ("ALTER city TYPE VARCHAR(99)", "ALTER city TYPE VARCHAR(100)"),
+    "a smaller number": ("ALTER salary TYPE SMALLINT", "ALTER salary TYPE INT"),
+    "one column more": ("ADD email TEXT", "DROP email"),
+    "another key": (
+        "DROP CONSTRAINT employees_pkey, ADD UNIQUE (city)",
+        "DROP CONSTRAINT employees_city_key, ADD PRIMARY KEY (emp_id)",
+    ),
+    "one index more": ("ADD CONSTRAINT apart EXCLUDE (city WITH =)", "DROP CONSTRAINT apart"),
+}
+
+
+@pytest.mark.parametrize("what", OTHER_TABLES)
+def test_a_table_that_may_refuse_a_row_for_what_is_in_it_takes_no_copy(
+    destination: Connection, session: Connection, what: str
+) -> None:
+    """PostgreSQL would log the row."""
+    change, back = OTHER_TABLES[what]
+    assert bulk.try_bulk(session, [record(1, 1, city="Rome")]) == [1, 0, 0]
+    query(destination, f"ALTER TABLE employees {change}")
+    try:
+        assert bulk.try_bulk(session, [record(2, 2, city="Oslo")]) is None
+    finally:
+        query(destination, f"ALTER TABLE employees {back}")
+    assert bulk.try_bulk(session, [record(2, 2, city="Oslo")]) == [1, 0, 0]
+    assert ids(destination) == [1, 2]
+
+
+def test_a_table_with_a_trigger_takes_no_copy(destination: Connection, session: Connection) -> None:
+    function = "suppress_redundant_updates_trigger()"
+    query(destination, f"CREATE TRIGGER t BEFORE UPDATE ON employees FOR EACH ROW EXECUTE FUNCTION {function}")
+    try:
+        assert bulk.try_bulk(session, [record(1, 1)]) is None
+    finally:
+        query(destination, "DROP TRIGGER t ON employees")
+    assert bulk.try_bulk(session, [record(1, 1)]) == [1, 0, 0]
+
+
+def test_rows_from_before_the_pipeline_are_taken_over_by_a_large_batch(
+    destination: Connection, session: Connection
+) -> None:
+    """COPY finds the key there, and the statement does it."""
+    query(destination, "INSERT INTO employees (emp_id, city) VALUES (5, 'before'), (2000000, 'before')")
+    assert bulk.apply(session, [record(n, n, city="new") for n in range(1, 1_501)]) == 1_500
+    assert query(destination, "SELECT city FROM employees WHERE emp_id IN (5, 6)") == [("new",), ("new",)]
+    assert len(ids(destination)) == 1_501
+    assert bulk.apply(session, [record(2_000 + n, n, "DELETE") for n in range(1, 1_501)]) == 1_500
+    assert ids(destination) == [2_000_000]
+
+
+def test_a_large_batch_and_one_that_came_first_leave_the_newest_of_both(
+    shared: Pipeline, destination: Connection, session: Connection
+) -> None:
+    """Each waits for the other's keys: by COPY for one that is new to both, by the UPDATE for one that is known."""
+    other = shared.destination()
+    assert bulk.try_bulk(session, [record(1, 1)]) == [1, 0, 0]
+    query(other, "BEGIN")
+    query(other, "UPDATE cdc_applied SET cdc_id = 5; UPDATE employees SET city = 'other' WHERE emp_id = 1")
+    query(other, "INSERT INTO cdc_applied VALUES (7, 6); INSERT INTO employees (emp_id, city) VALUES (7, 'other')")
+    for key, ours, expected in ((1, 4, "other"), (1, 8, "ours"), (7, 3, "other"), (7, 9, "ours")):
+        batch = [record(ours, key, "UPDATE", city="ours")]
+        batch += [record(10_000 * ours + n, 10_000 * ours + n) for n in range(1_000)]
+        with ThreadPoolExecutor() as pool:
+            applied = pool.submit(bulk.apply, session, batch)
+            if ours == 4:
+                wait_until(lambda: query(destination, WAITING) == [(1,)], what="it waits for the other one")
+                query(other, "COMMIT")
+            assert applied.result(20) == 1_000 + (expected == "ours")
+        assert query(destination, "SELECT city FROM employees WHERE emp_id = %s", (key,)) == [(expected,)]
+
+
+def test_a_delete_that_waits_for_an_insert_deletes_it_in_a_large_batch(
+    shared: Pipeline, destination: Connection, session: Connection
+) -> None:
+    inserting = shared.destination()
+    assert bulk.try_bulk(session, [record(1, 7)]) == [1, 0, 0]
+    assert bulk.try_bulk(session, [record(2, 7, "DELETE")]) == [0, 0, 1]
+    query(inserting, "BEGIN; UPDATE cdc_applied SET cdc_id = 3; INSERT INTO employees (emp_id) VALUES (7)")
+    with ThreadPoolExecutor() as pool:
+        deletion = pool.submit(bulk.try_bulk, session, [record(4, 7, "DELETE")])
+        wait_until(lambda: query(destination, WAITING) == [(1,)], what="the DELETE waits for the gate")
+        query(inserting, "COMMIT")
+        assert deletion.result(20) == [0, 0, 1]
+    assert ids(destination) == []
