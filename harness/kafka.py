@@ -6,6 +6,7 @@ from contextlib import closing
 from typing import Any
 
 import config
+from admin import DEAD_LETTER_SETTINGS, PARTITIONS
 
 from confluent_kafka import OFFSET_BEGINNING, OFFSET_END, Consumer, KafkaError, Message, TopicPartition
 from confluent_kafka.admin import (  # type: ignore[attr-defined]
@@ -13,6 +14,7 @@ from confluent_kafka.admin import (  # type: ignore[attr-defined]
     AlterConfigOpType,
     ConfigEntry,
     ConfigResource,
+    NewTopic,
     ResourceType,
 )
 
@@ -64,6 +66,14 @@ def remove_messages(topic: str) -> None:
     ends = [TopicPartition(topic, number, OFFSET_END) for number in range(3)]
     for future in admin.delete_records(ends).values():
         future.result(10)
+
+
+def create_topics(name: str) -> None:
+    """Create a topic and its dead-letter topic as `admin.py create` does, which starts a process."""
+    admin = AdminClient(client_settings())
+    topics = [NewTopic(name, PARTITIONS, 1), NewTopic(f"{name}_dlq", 1, 1, config=DEAD_LETTER_SETTINGS)]
+    for future in admin.create_topics(topics, operation_timeout=10).values():
+        future.result(20)
 
 
 def delete_topics(*names: str) -> None:

@@ -24,6 +24,12 @@ from harness.waiting import at_once, wait_until
 from confluent_kafka import Message, Producer
 from psycopg2.extensions import connection as Connection
 
+# The position in a copy of a database names the original.
+OWN_POSITION = """
+UPDATE cdc_position SET database = system_identifier || '/' || oid, saved_at = DEFAULT
+FROM pg_database WHERE datname = current_database()
+"""
+
 
 @dataclass
 class Pipeline:
@@ -47,11 +53,17 @@ class Pipeline:
             "PYTHONUNBUFFERED": "1",
         }
 
-    def create(self) -> None:
+    def create(self, template: Pipeline | None = None) -> None:
+        """Create the databases: empty, or as copies of those of a pipeline that is set up."""
+        here, there = f"CREATE DATABASE {self.name}", f"CREATE DATABASE {self.name}_copy"
+        if template:
+            here, there = f"{here} TEMPLATE {template.name}", f"{there} TEMPLATE {template.name}_copy"
         at_once(
-            lambda: administer(config.SOURCE_DATABASE_URL, f"CREATE DATABASE {self.name}"),
-            lambda: administer(config.DESTINATION_DATABASE_URL, f"CREATE DATABASE {self.name}_copy"),
+            lambda: administer(config.SOURCE_DATABASE_URL, here),
+            lambda: administer(config.DESTINATION_DATABASE_URL, there),
         )
+        if template:
+            administer(self.source_url, OWN_POSITION)
 
     def set_up(self) -> None:
         """Run db_setup.py and admin.py, neither of which waits for the other."""
@@ -192,10 +204,10 @@ _numbers = iter(range(1_000_000))
 
 
 @contextmanager
-def new_pipeline(logs: Path) -> Iterator[Pipeline]:
-    """A pipeline of empty databases and no topics, dropped at the end."""
+def new_pipeline(logs: Path, template: Pipeline | None = None) -> Iterator[Pipeline]:
+    """A pipeline of empty databases, or of copies of a template's, and no topics; dropped at the end."""
     pipeline = Pipeline(f"cdc_test_{os.getpid()}_{next(_numbers)}", logs)
-    pipeline.create()
+    pipeline.create(template)
     try:
         yield pipeline
     finally:

@@ -16,6 +16,7 @@ from pathlib import Path
 from harness import ROOT
 from harness.database import query
 from harness.destination import terminate
+from harness.kafka import create_topics
 from harness.pipeline import Pipeline, new_pipeline
 from stack.artifacts import STATE
 
@@ -91,6 +92,15 @@ def stack() -> Iterator[None]:
                 servers("down")
 
 
+@pytest.fixture(scope="session")
+def template(stack: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pipeline]:
+    """Databases that db_setup.py has set up, to be copied: that is sooner than db_setup.py for each test."""
+    with new_pipeline(tmp_path_factory.mktemp("template")) as pipeline:
+        result = pipeline.run("db_setup.py")
+        assert result.returncode == 0, result.stdout + result.stderr
+        yield pipeline
+
+
 # For one test
 
 
@@ -102,10 +112,11 @@ def bare_pipeline(stack: None, tmp_path: Path) -> Iterator[Pipeline]:
 
 
 @pytest.fixture
-def pipeline(bare_pipeline: Pipeline) -> Pipeline:
+def pipeline(template: Pipeline, tmp_path: Path) -> Iterator[Pipeline]:
     """A pipeline with everything set up and no script running."""
-    bare_pipeline.set_up()
-    return bare_pipeline
+    with new_pipeline(tmp_path, template) as pipeline:
+        create_topics(pipeline.topic)
+        yield pipeline
 
 
 @pytest.fixture
@@ -124,19 +135,17 @@ def running(pipeline: Pipeline) -> Pipeline:
 
 
 @pytest.fixture(scope="module")
-def databases(stack: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pipeline]:
+def databases(template: Pipeline, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pipeline]:
     """Two databases that are set up, and no topic."""
-    with new_pipeline(tmp_path_factory.mktemp("databases")) as pipeline:
-        result = pipeline.run("db_setup.py")
-        assert result.returncode == 0, result.stdout + result.stderr
+    with new_pipeline(tmp_path_factory.mktemp("databases"), template) as pipeline:
         yield pipeline
 
 
 @pytest.fixture(scope="module")
-def shared(stack: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pipeline]:
+def shared(template: Pipeline, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pipeline]:
     """A pipeline with everything set up and no script running."""
-    with new_pipeline(tmp_path_factory.mktemp("shared")) as pipeline:
-        pipeline.set_up()
+    with new_pipeline(tmp_path_factory.mktemp("shared"), template) as pipeline:
+        create_topics(pipeline.topic)
         yield pipeline
 
 

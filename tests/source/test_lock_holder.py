@@ -139,9 +139,11 @@ def test_another_lock_whose_two_halves_read_the_same_is_not_taken_for_it(pipelin
 
 
 def test_a_prepared_transaction_that_holds_the_lock_is_named(
-    server_with_prepared_transactions: None, pipeline: Pipeline
+    server_with_prepared_transactions: None, bare_pipeline: Pipeline
 ) -> None:
     """It has no session, and holds its locks until somebody ends it."""
+    pipeline = bare_pipeline
+    pipeline.set_up()
     begin = "BEGIN; SET LOCAL cdc.notify = off; INSERT INTO employees (emp_id) VALUES (1)"
     query(pipeline.source(), f"{begin}; SELECT pg_advisory_xact_lock(6513763, 1); PREPARE TRANSACTION 'x'")
     assert "held by a prepared transaction" in pipeline.run("producer.py", "--once").stderr
