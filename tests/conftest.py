@@ -35,6 +35,9 @@ def pytest_configure(config: pytest.Config) -> None:
     # The workers of a run get the options of the process that starts them, and so its seed.
     if config.option.seed is None:
         config.option.seed = time.time_ns() // 1_000_000
+    # Else every script that a test starts compiles all modules of cdc/ again, and every worker all tests.
+    os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+    sys.dont_write_bytecode = False
     # A shell that starts us in the background has us, and every script that a test starts, ignore Ctrl-C.
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
