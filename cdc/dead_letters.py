@@ -15,7 +15,7 @@ from datetime import datetime
 from typing import Any
 
 import config
-from cdc import cli, letters_screen, metrics
+from cdc import cli, metrics
 from cdc.bar import progress
 from cdc.flush import flush
 from cdc.kafka import Brokers, advise, make_client
@@ -25,7 +25,6 @@ from cdc.topic import partition_numbers
 
 from confluent_kafka import Consumer, KafkaError, KafkaException, Message, Producer, TopicPartition
 from confluent_kafka.admin import AdminClient
-from rich.console import Console
 
 log = logging.getLogger(__name__)
 
@@ -188,12 +187,17 @@ def run(admin: AdminClient, brokers: Brokers, action: str | None, sure: bool) ->
             elif action == "json":
                 print_json(reader, admin)
             else:
-                print_letters(reader, admin, Console(highlight=False))
+                print_letters(reader, admin)
         except KafkaException as error:
             cli.fail(f"Kafka at {config.KAFKA['bootstrap.servers']}: {error.args[0].str()}")
 
 
-def print_letters(reader: Consumer, admin: AdminClient, console: Console) -> None:
+def print_letters(reader: Consumer, admin: AdminClient) -> None:
+    from cdc import letters_screen  # here: producer.py and consumer.py show no letters, and rich takes a while
+
+    from rich.console import Console
+
+    console = Console(highlight=False)
     bounds = find_bounds(reader, admin)
     if not count(bounds):
         console.print("no dead letters")
