@@ -18,10 +18,14 @@ import pytest
 from confluent_kafka import Consumer, Producer, TopicPartition
 
 
-def wide(cdc_id: int, employees: int, letters: str) -> str:
-    """A change of one of so many employees, with texts as long as they may be."""
+def wide(cdc_ids: range, employees: int, letters: str) -> Iterator[str]:
+    """Changes of so many employees, with texts as long as they may be."""
     text = dict.fromkeys(("first_name", "last_name", "city"), letters)
-    return change(cdc_id, 1 + cdc_id % employees, "UPDATE", **text, dob="2000-01-01", salary=1)
+    value = change(1, 1, "UPDATE", **text, dob="2000-01-01", salary=1)
+    keys = '"cdc_id":1,"emp_id":1,'
+    assert keys in value
+    for cdc_id in cdc_ids:  # far sooner than to make each of them a record
+        yield value.replace(keys, f'"cdc_id":{cdc_id},"emp_id":{1 + cdc_id % employees},')
 
 
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="reads a process's peak from Linux' /proc")
@@ -39,7 +43,7 @@ def test_a_backlog_of_any_kind_stays_within_bounded_memory(
 ) -> None:
     if employees:
         for start in range(1, 150_000, 30_000):
-            values = (wide(start + n, employees, letters) for n in range(30_000))
+            values = wide(range(start, start + 30_000), employees, letters)
             pipeline.send(*values, partition=start // 30_000 % 3)
     else:
         for partition in range(3):
