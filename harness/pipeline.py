@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -43,6 +43,7 @@ class Pipeline:
 
     def __post_init__(self) -> None:
         self.topic = self.name
+        self.servers = config.SOURCE_DATABASE_URL, config.DESTINATION_DATABASE_URL
         self.source_url = database_url(config.SOURCE_DATABASE_URL, self.name)
         self.destination_url = database_url(config.DESTINATION_DATABASE_URL, f"{self.name}_copy")
         self.environment = {
@@ -75,18 +76,24 @@ class Pipeline:
         at_once(lambda: succeed("db_setup.py"), lambda: succeed("admin.py"))
 
     def drop(self) -> None:
+        self.leave()
+        self.drop_databases()
+
+    def leave(self) -> None:
+        """End what runs, and delete the topics."""
         for script in self.scripts:
             if script.process.poll() is None:
                 script.process.send_signal(signal.SIGCONT)
                 script.kill()
         for connection in self.connections:
             connection.close()
+        delete_topics(self.topic, f"{self.topic}_dlq")
+
+    def drop_databases(self) -> None:
+        source, destination = self.servers
         at_once(
-            lambda: administer(config.SOURCE_DATABASE_URL, f"DROP DATABASE IF EXISTS {self.name} WITH (FORCE)"),
-            lambda: administer(
-                config.DESTINATION_DATABASE_URL, f"DROP DATABASE IF EXISTS {self.name}_copy WITH (FORCE)"
-            ),
-            lambda: delete_topics(self.topic, f"{self.topic}_dlq"),
+            lambda: administer(source, f"DROP DATABASE IF EXISTS {self.name} WITH (FORCE)"),
+            lambda: administer(destination, f"DROP DATABASE IF EXISTS {self.name}_copy WITH (FORCE)"),
         )
 
     def run(self, script: str, *arguments: str, seconds: float = 90.0, **environment: str) -> Any:
@@ -204,11 +211,14 @@ _numbers = iter(range(1_000_000))
 
 
 @contextmanager
-def new_pipeline(logs: Path, template: Pipeline | None = None) -> Iterator[Pipeline]:
+def new_pipeline(
+    logs: Path, template: Pipeline | None = None, drop: Callable[[Pipeline], None] = Pipeline.drop_databases
+) -> Iterator[Pipeline]:
     """A pipeline of empty databases, or of copies of a template's, and no topics; dropped at the end."""
     pipeline = Pipeline(f"cdc_test_{os.getpid()}_{next(_numbers)}", logs)
     pipeline.create(template)
     try:
         yield pipeline
     finally:
-        pipeline.drop()
+        pipeline.leave()
+        drop(pipeline)

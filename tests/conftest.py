@@ -9,7 +9,8 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
 from pathlib import Path
 
@@ -104,20 +105,33 @@ def template(stack: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
         yield pipeline
 
 
+@pytest.fixture(scope="session")
+def drop_later(stack: None) -> Iterator[Callable[[Pipeline], None]]:
+    """Drops a pipeline's databases beside the tests that follow.
+
+    DROP DATABASE waits until every session of the server has taken note. One that another test has frozen does so late.
+    """
+    drops: list[Future[None]] = []
+    with ThreadPoolExecutor(1) as pool:
+        yield lambda pipeline: drops.append(pool.submit(pipeline.drop_databases))
+    for drop in drops:
+        drop.result()
+
+
 # For one test
 
 
 @pytest.fixture
-def bare_pipeline(stack: None, tmp_path: Path) -> Iterator[Pipeline]:
+def bare_pipeline(drop_later: Callable[[Pipeline], None], tmp_path: Path) -> Iterator[Pipeline]:
     """Two empty databases, and no topic yet."""
-    with new_pipeline(tmp_path) as pipeline:
+    with new_pipeline(tmp_path, drop=drop_later) as pipeline:
         yield pipeline
 
 
 @pytest.fixture
-def pipeline(template: Pipeline, tmp_path: Path) -> Iterator[Pipeline]:
+def pipeline(template: Pipeline, drop_later: Callable[[Pipeline], None], tmp_path: Path) -> Iterator[Pipeline]:
     """A pipeline with everything set up and no script running."""
-    with new_pipeline(tmp_path, template) as pipeline:
+    with new_pipeline(tmp_path, template, drop_later) as pipeline:
         create_topics(pipeline.topic)
         yield pipeline
 
@@ -138,16 +152,20 @@ def running(pipeline: Pipeline) -> Pipeline:
 
 
 @pytest.fixture(scope="module")
-def databases(template: Pipeline, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pipeline]:
+def databases(
+    template: Pipeline, drop_later: Callable[[Pipeline], None], tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Pipeline]:
     """Two databases that are set up, and no topic."""
-    with new_pipeline(tmp_path_factory.mktemp("databases"), template) as pipeline:
+    with new_pipeline(tmp_path_factory.mktemp("databases"), template, drop_later) as pipeline:
         yield pipeline
 
 
 @pytest.fixture(scope="module")
-def shared(template: Pipeline, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pipeline]:
+def shared(
+    template: Pipeline, drop_later: Callable[[Pipeline], None], tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Pipeline]:
     """A pipeline with everything set up and no script running."""
-    with new_pipeline(tmp_path_factory.mktemp("shared"), template) as pipeline:
+    with new_pipeline(tmp_path_factory.mktemp("shared"), template, drop_later) as pipeline:
         create_topics(pipeline.topic)
         yield pipeline
 

@@ -6,11 +6,12 @@ import json
 import re
 from collections.abc import Iterator
 from contextlib import closing
+from pathlib import Path
 from typing import Any
 
 from harness.database import WAITING, administer, query
 from harness.own_servers import own_database
-from harness.pipeline import Pipeline
+from harness.pipeline import Pipeline, new_pipeline
 from harness.showing import screen, status_of
 from harness.waiting import wait_until
 
@@ -49,10 +50,11 @@ def source_status(pipeline: Pipeline) -> dict[str, Any]:
 
 
 @pytest.fixture
-def server_with_prepared_transactions() -> Iterator[None]:
-    """PostgreSQL allows no prepared transaction unless its settings do."""
-    with own_database("source", OFFSET, max_prepared_transactions="1"):
-        yield
+def preparing(stack: None, tmp_path: Path) -> Iterator[Pipeline]:
+    """A pipeline on a source that allows prepared transactions: PostgreSQL does not, unless its settings do."""
+    with own_database("source", OFFSET, max_prepared_transactions="1"), new_pipeline(tmp_path) as pipeline:
+        pipeline.set_up()
+        yield pipeline
 
 
 def test_a_standby_names_the_stranger_that_holds_the_lock_and_the_next_one_and_takes_over(
@@ -138,12 +140,9 @@ def test_another_lock_whose_two_halves_read_the_same_is_not_taken_for_it(pipelin
     assert (found["active_producer"], found["producer_lock_held_by"]) == (None, None)
 
 
-def test_a_prepared_transaction_that_holds_the_lock_is_named(
-    server_with_prepared_transactions: None, bare_pipeline: Pipeline
-) -> None:
+def test_a_prepared_transaction_that_holds_the_lock_is_named(preparing: Pipeline) -> None:
     """It has no session, and holds its locks until somebody ends it."""
-    pipeline = bare_pipeline
-    pipeline.set_up()
+    pipeline = preparing
     begin = "BEGIN; SET LOCAL cdc.notify = off; INSERT INTO employees (emp_id) VALUES (1)"
     query(pipeline.source(), f"{begin}; SELECT pg_advisory_xact_lock(6513763, 1); PREPARE TRANSACTION 'x'")
     assert "held by a prepared transaction" in pipeline.run("producer.py", "--once").stderr
