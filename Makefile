@@ -41,8 +41,9 @@ load: $(VENV)/.scripts  ## invented employees and 50 changes a second until Ctrl
 
 .PHONY: test
 test: lint  ## lint, types, and the suite on real servers: first what needs the machine alone; within 15 minutes
-	$(RUN) -m pytest -m "alone and not long"
-	$(RUN) -m pytest -n 3 -m "not alone and not long and not compose"
+	$(RUN) -m pytest -m "alone and not own_servers and not long"
+	$(RUN) -m pytest -n 2 --dist loadfile -m "alone and own_servers and not long"
+	$(RUN) -m pytest -n 4 -m "not alone and not long and not compose"
 
 .PHONY: lint
 lint: $(VENV)/.development  ## ruff and mypy --strict

@@ -9,7 +9,7 @@ from harness import ROOT
 
 import pytest
 
-pytestmark = pytest.mark.alone
+pytestmark = [pytest.mark.alone, pytest.mark.own_servers]
 
 # A busy machine may be slow; the 10 s are for `make chaos`.
 ARGUMENTS = ["--seconds", "45", "--limit", "30", "--port-offset", "2100", "--replay"]

@@ -24,7 +24,7 @@ import pytest
 from confluent_kafka.admin import AdminClient
 from psycopg2.extensions import connection as Connection
 
-pytestmark = pytest.mark.alone
+pytestmark = [pytest.mark.alone, pytest.mark.own_servers]
 
 OFFSET = 2400  # of the ports of the servers here
 PULSES = 40  # employees that change all the time: enough of them for every partition

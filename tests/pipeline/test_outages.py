@@ -24,7 +24,7 @@ import psycopg2
 import pytest
 from psycopg2.extensions import connection as Connection
 
-pytestmark = pytest.mark.alone
+pytestmark = [pytest.mark.alone, pytest.mark.own_servers]
 
 OFFSET = 2200  # of the ports of the servers here
 GROWTH = 64 * 1024  # kB of memory that an outage may cost a script
