@@ -38,7 +38,7 @@ CDC = 6513763  # 'cdc' in ASCII; sql/source.sql uses the same numbers
 ACTIVE, ASLEEP = 1, 2
 
 # Seconds that let the next page fill under steady load. The faster the changes come the longer: writers want the CPU.
-PAUSE, PAUSE_PER_CHANGE, LONGEST_PAUSE = 0.005, 0.0001, 0.02
+PAUSE, PAUSE_PER_CHANGE, LONGEST_PAUSE = 0.002, 0.0001, 0.02
 FEW = 5  # changes; a page this small is neither worth a pause nor waking up for
 RETRY, MAX_ATTEMPTS = 0.002, 10  # seconds before the first try to fall asleep again; after MAX_ATTEMPTS tries ten times
 LONGEST_RETRY = 0.5  # seconds, however long a poll took: it may have been we who were stopped

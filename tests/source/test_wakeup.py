@@ -187,7 +187,7 @@ def test_only_a_larger_page_wakes_the_producer_up(
 
 @pytest.mark.parametrize(
     ("changes", "seconds"),
-    [(wakeup.FEW, 0), (wakeup.FEW + 1, 0.005), (50, 0.005), (100, 0.01), (5_000, 0.02), (PAGE, 0)],
+    [(wakeup.FEW, 0), (wakeup.FEW + 1, 0.002), (50, 0.005), (100, 0.01), (5_000, 0.02), (PAGE, 0)],
 )
 def test_the_larger_a_page_the_longer_the_next_one_may_fill(
     read: Callable[[], Reader],
