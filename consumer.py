@@ -8,7 +8,6 @@ Several consumers share the partitions. What can never be applied goes to the de
 
 from __future__ import annotations
 
-import gc
 import logging
 import time
 from collections.abc import Callable
@@ -144,7 +143,7 @@ def main() -> None:
     parser.add_argument("--once", action="store_true", help="apply what is in the topic, then exit")
     arguments = parser.parse_args()
     cli.start_logging(arguments.verbose)
-    gc.set_threshold(cli.FEW_COLLECTIONS)
+    cli.tune_python()
     stop, brokers, report = cli.stop_on_signals(), Brokers(), Report(log, "applied")
     endpoints.serve("consumer")
     limit = GIVE_UP if arguments.once else float("inf")

@@ -8,7 +8,6 @@ A second producer beside an active one stands by, and takes over when the first 
 
 from __future__ import annotations
 
-import gc
 import logging
 import time
 from collections.abc import Callable
@@ -145,7 +144,7 @@ def main() -> None:
     parser.add_argument("--once", action="store_true", help="publish what is in the log, then exit")
     arguments = parser.parse_args()
     cli.start_logging(arguments.verbose)
-    gc.set_threshold(cli.FEW_COLLECTIONS)
+    cli.tune_python()
     stop, brokers, report = cli.stop_on_signals(), Brokers(), Report(log, "published")
     endpoints.serve("producer")
     limit = GIVE_UP if arguments.once else float("inf")
