@@ -131,10 +131,12 @@ def look_up_and_copy(destination: Connection, records: list[Record]) -> list[int
         new = [record for record in records if record.emp_id not in applied]
         known = [record for record in records if applied.get(record.emp_id, record.cdc_id) < record.cdc_id]
         # In the order in which the statement takes its locks: known employees, then new ones, the gate last.
-        passed = Counter(apply_known(destination, known))
+        passed = apply_known(destination, known)
         there = [record for record in new if record.action != "DELETE"]
-        copy(cursor, COPY_TO_EMPLOYEES, map(OF_EMPLOYEES, there))
-        copy(cursor, COPY_TO_GATE, map(OF_GATE, new))
+        if there:
+            copy(cursor, COPY_TO_EMPLOYEES, map(OF_EMPLOYEES, there))
+        if new:
+            copy(cursor, COPY_TO_GATE, map(OF_GATE, new))
         if len(there) < len(new):
             pass_ids(cursor, [record for record in new if record.action == "DELETE"])
             cursor.execute(DELETE)
@@ -147,12 +149,14 @@ def pass_ids(cursor: Cursor, records: list[Record]) -> None:
     cursor.execute(PASS_IDS, {"ids": to_array([record.emp_id for record in records])})
 
 
-def apply_known(destination: Connection, records: list[Record]) -> dict[str, int]:
+def apply_known(destination: Connection, records: list[Record]) -> Counter[str]:
     """Apply records of employees that the gate knows. Returns how many of each action passed."""
-    passed, *error = run(destination, TRY_KNOWN, to_arrays(records)) if records else [[0] * len(ACTIONS)]
+    if not records:
+        return Counter()
+    passed, *error = run(destination, TRY_KNOWN, to_arrays(records))
     if error:
         raise Refused(error[1])
-    return dict(zip(ACTIONS, passed, strict=True))
+    return Counter(dict(zip(ACTIONS, passed, strict=True)))
 
 
 class Lines(RawIOBase):
