@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from datetime import date
@@ -38,12 +37,6 @@ TEXTS = [
 TEXTS += ["\x01\x1f\x7f", "Zoë 😀 ﷽", " ", "x" * 100, "]\n[", "{}", "\\N", "'; --", "%s %(ids)s", "\n\\.\n"]
 DATES = [None, date(1970, 1, 1), date(1, 1, 1), date(9999, 12, 31)]
 OLD_DATES = ["0044-03-15 BC", "5874897-12-31", "infinity", "-infinity"]
-
-
-@pytest.fixture
-def session(shared: Pipeline, destination: Connection) -> Iterator[Connection]:
-    with closing(connect("destination", shared.destination_url, bulk.SESSION)) as connection:
-        yield connection
 
 
 def record(cdc_id: int, emp_id: int, action: str = "INSERT", city: str | None = None) -> Record:

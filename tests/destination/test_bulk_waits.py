@@ -29,12 +29,6 @@ STUCK = "a consumer stuck in the middle of a batch had what we wait for, and its
 
 
 @pytest.fixture
-def session(shared: Pipeline, destination: Connection) -> Iterator[Connection]:
-    with closing(connect("destination", shared.destination_url, bulk.SESSION)) as connection:
-        yield connection
-
-
-@pytest.fixture
 def log_kept_secret(destination: Connection) -> Iterator[None]:
     """The server's log does not hold what the test applies."""
     log = log_of_the_server(destination)
