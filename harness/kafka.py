@@ -70,9 +70,12 @@ def remove_messages(topic: str) -> None:
 
 def create_topics(name: str) -> None:
     """Create a topic and its dead-letter topic as `admin.py create` does, which starts a process."""
+    create(NewTopic(name, PARTITIONS, 1), NewTopic(f"{name}_dlq", 1, 1, config=DEAD_LETTER_SETTINGS))
+
+
+def create(*topics: NewTopic) -> None:
     admin = AdminClient(client_settings())
-    topics = [NewTopic(name, PARTITIONS, 1), NewTopic(f"{name}_dlq", 1, 1, config=DEAD_LETTER_SETTINGS)]
-    for future in admin.create_topics(topics, operation_timeout=10).values():
+    for future in admin.create_topics(list(topics), operation_timeout=10).values():
         future.result(20)
 
 

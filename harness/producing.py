@@ -7,12 +7,12 @@ import time
 from employee import CDCRecord
 from harness import ROOT
 from harness.database import query
-from harness.kafka import client_settings
+from harness.kafka import create
 from harness.pipeline import Pipeline
 from harness.script import Script
 from harness.waiting import wait_until
 
-from confluent_kafka.admin import AdminClient, NewTopic  # type: ignore[attr-defined]
+from confluent_kafka.admin import NewTopic  # type: ignore[attr-defined]
 from psycopg2.extensions import connection as Connection
 
 UNPUBLISHED = """
@@ -33,9 +33,7 @@ def set_up_here(pipeline: Pipeline) -> None:
 
 
 def create_topic(pipeline: Pipeline, name: str = "", partitions: int = 3) -> None:
-    admin = AdminClient(client_settings())
-    for future in admin.create_topics([NewTopic(name or pipeline.topic, partitions, 1)]).values():
-        future.result()
+    create(NewTopic(name or pipeline.topic, partitions, 1))
 
 
 def start_producer(pipeline: Pipeline, **environment: str) -> Script:
