@@ -102,7 +102,10 @@ class Waiter:
                 finally:
                     if not working.done():
                         cut_off(connection)
-            return working.result()
+            try:
+                return working.result()
+            finally:
+                del working  # it holds what it raises, which holds this frame: Python would keep the batch for long
         finally:
             set_wait_callback(self)
 
