@@ -127,12 +127,41 @@ def test_changes_go_in_the_order_of_their_commits_per_employee_which_is_not_that
         return [change.city for change in reader.published]
 
     assert cities() == ["older", "newer"]
-    by_cdc_id = "ORDER BY cdc_id NULLS FIRST\n"
-    assert emp_cdc.SESSION.endswith(by_cdc_id)
-    head, found = emp_cdc.SESSION.removesuffix(by_cdc_id).split("SELECT NULL", 1)
-    by_txid = "ORDER BY (SELECT txid FROM emp_cdc WHERE cdc_id = found.cdc_id) NULLS FIRST, cdc_id"
-    monkeypatch.setattr(emp_cdc, "SESSION", f"{head}SELECT * FROM (SELECT NULL{found}) AS found {by_txid}")
+    leave_unsorted(monkeypatch)
+    by_txid = emp_cdc.SESSION.replace("> $1 ORDER BY cdc_id LIMIT $3", "> $1 ORDER BY txid, cdc_id LIMIT $3")
+    assert by_txid != emp_cdc.SESSION
+    monkeypatch.setattr(emp_cdc, "SESSION", by_txid)
     assert cities()[0] == "newer"
+
+
+def leave_unsorted(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(emp_cdc, "sorted", lambda changes, key: list(changes), raising=False)
+
+
+@pytest.mark.parametrize("order", ["sorted", "as found"])
+def test_late_changes_of_an_employee_go_in_their_order_wherever_their_rows_lie(
+    read: Callable[[], Reader], sessions: list[Connection], monkeypatch: pytest.MonkeyPatch, order: str
+) -> None:
+    """The index of txid finds a transaction's rows as they lie in the table: a page that was pruned is filled last."""
+    if order == "as found":
+        leave_unsorted(monkeypatch)
+    a, b, *_ = sessions
+    reader = read()
+    query(a, "INSERT INTO employees (emp_id) SELECT generate_series(100, 400)")
+    reader.drain()
+    query(a, "DELETE FROM emp_cdc WHERE cdc_id < 200")
+    query(a, "BEGIN; INSERT INTO employees (emp_id) VALUES (7)")
+    update = "DO 'BEGIN FOR n IN {}..{} LOOP UPDATE employees SET salary = n WHERE emp_id = 7; END LOOP; END'"
+    query(a, update.format(1, 150))
+    query(b, "VACUUM emp_cdc")
+    query(a, update.format(151, 300))
+    query(b, INSERT)
+    reader.drain()
+    query(a, "COMMIT")
+    reader.drain()
+    salaries = [change.salary for change in reader.published if change.emp_id == 7]
+    assert len(salaries) == 301
+    assert (salaries == [None, *range(1, 301)]) == (order == "sorted")
 
 
 # Late rows that are more than a page
