@@ -137,16 +137,16 @@ class Refused(Exception):
 def newest(records: Iterable[Record]) -> Collection[Record]:
     """Return the newest record of each employee."""
     by_employee: dict[int, Record] = {}
-    for record in records:
-        keep_newest(by_employee, record)
+    keep_newest(by_employee, records)
     return by_employee.values()
 
 
-def keep_newest(by_employee: dict[int, Record], record: Record) -> None:
-    """Put a record into by_employee, unless a newer one of the same emp_id is there."""
-    other = by_employee.setdefault(record.emp_id, record)
-    if other.cdc_id < record.cdc_id:
-        by_employee[record.emp_id] = record
+def keep_newest(by_employee: dict[int, Record], records: Iterable[Record]) -> None:
+    """Put records into by_employee, but for those of which a newer one of the same emp_id is there."""
+    for record in records:
+        other = by_employee.setdefault(record.emp_id, record)
+        if other.cdc_id < record.cdc_id:
+            by_employee[record.emp_id] = record
 
 
 def apply(destination: Connection, records: Collection[Record]) -> int:

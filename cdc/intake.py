@@ -70,15 +70,16 @@ class Batch:
     bad: list[tuple[Message, str]] = field(default_factory=list)  # what is no record, and why
     size: int = 0  # bytes of the messages' values
 
-    def add(self, message: Message) -> None:
-        self.messages.append(message)
-        self.size += len(message)
-        try:
-            record = read(message.value())
-        except ValueError as error:
-            self.bad.append((message, str(error)))
-            return
-        keep_newest(self.newest, record)
+    def add(self, messages: list[Message]) -> None:
+        records = list[Record]()
+        for message in messages:
+            try:
+                records.append(read(message.value()))
+            except ValueError as error:
+                self.bad.append((message, str(error)))
+        keep_newest(self.newest, records)
+        self.messages += messages
+        self.size += sum(map(len, messages))
 
     def full(self) -> bool:
         return len(self.newest) >= MAX_EMPLOYEES or len(self.bad) >= MAX_BAD or self.memory() >= MAX_MEMORY
@@ -124,11 +125,12 @@ class Intake:
 
     def add(self, messages: list[Message]) -> bool:
         """Sort messages from events; returns whether there was any."""
-        for message in messages:
-            if message.error() is None:
-                self.batch.add(message)
-            else:
-                self.events.append(message)
+        events = [message for message in messages if message.error() is not None]
+        if events:
+            self.events += events
+            self.batch.add([message for message in messages if message.error() is None])
+        else:
+            self.batch.add(messages)
         return bool(messages)
 
     def fill(self) -> None:
