@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Collection, Iterable
 from datetime import date
+from operator import attrgetter
 from typing import Any
 
 from cdc import metrics
@@ -21,14 +22,6 @@ import psycopg2
 from psycopg2.extensions import connection as Connection
 
 COLUMNS = ", ".join(EMPLOYEE_COLUMNS)
-UPSERTED = f"""upserted AS (
-    INSERT INTO {SCHEMA}.employees ({COLUMNS}) OVERRIDING SYSTEM VALUE
-    SELECT {COLUMNS} FROM newer WHERE action <> 'DELETE'
-    ON CONFLICT (emp_id) DO UPDATE
-    SET {", ".join(f"{column} = excluded.{column}" for column in EMPLOYEE_COLUMNS[1:])}
-)"""
-RESULT = f"""array[{", ".join(f"count(*) FILTER (WHERE action = '{action}')" for action in ACTIONS)}],
-       array_agg(emp_id) FILTER (WHERE action = 'DELETE')"""
 APPLY_STATEMENT = f"""
 PREPARE apply (bigint[], int[], text[], text[], date[], text[], int[], text[]) AS
 -- The records, with what was applied before: NULL where the gate does not know the employee. They go by emp_id, so
@@ -52,18 +45,34 @@ WITH record AS MATERIALIZED (
 ), inserted AS (
     INSERT INTO {SCHEMA}.employees ({COLUMNS}) OVERRIDING SYSTEM VALUE
     SELECT {COLUMNS} FROM record WHERE before IS NULL AND action <> 'DELETE'
-), {UPSERTED}
-SELECT {RESULT}
+), upserted AS (
+    INSERT INTO {SCHEMA}.employees ({COLUMNS}) OVERRIDING SYSTEM VALUE
+    SELECT {COLUMNS} FROM newer WHERE action <> 'DELETE'
+    ON CONFLICT (emp_id) DO UPDATE
+    SET {", ".join(f"{column} = excluded.{column}" for column in EMPLOYEE_COLUMNS[1:])}
+)
+SELECT array[{", ".join(f"count(*) FILTER (WHERE action = '{action}')" for action in ACTIONS)}],
+       array_agg(emp_id) FILTER (WHERE action = 'DELETE')
 FROM (SELECT emp_id, action FROM record WHERE before IS NULL UNION ALL SELECT emp_id, action FROM newer) AS passed
 """
 # The records go to PostgreSQL as settings of the transaction, one for each column, and PL/pgSQL catches every error. So
 # none of their values reaches the server's log, whoever owns the role: neither in the text of a refused statement nor
 # in "Failing row contains (…)". The settings that would keep them out of the log are a superuser's.
 ARRAYS = ("bigint[]", "int[]", "text[]", "text[]", "date[]", "text[]", "int[]", "text[]")
-INCOMING = ", ".join(
-    f"current_setting('cdc.{column}')::{kind}" for column, kind in zip(CDC_COLUMNS, ARRAYS, strict=True)
-)
-PASS = ", ".join(f"set_config('cdc.{column}', %({column})s, true)" for column in CDC_COLUMNS)
+TYPES = dict(zip(CDC_COLUMNS, ARRAYS, strict=True))
+
+
+def pass_settings(columns: Iterable[str]) -> str:
+    """Return the statement that gives columns, as arrays, to the statements that follow in the transaction."""
+    return "SELECT " + ", ".join(f"set_config('cdc.{column}', %({column})s, true)" for column in columns)
+
+
+def incoming(columns: Iterable[str]) -> str:
+    """Return the expressions for columns that were given."""
+    return ", ".join(f"current_setting('cdc.{column}')::{TYPES[column]}" for column in columns)
+
+
+INCOMING, PASS = incoming(CDC_COLUMNS), pass_settings(CDC_COLUMNS)
 PASS_ONE = ", ".join(f"set_config('cdc.{column}', ARRAY[one.{column}]::text, true)" for column in CDC_COLUMNS)
 APPLY = f"EXECUTE apply ({INCOMING})"
 REGISTER_KEYS = f"""
@@ -86,7 +95,7 @@ EXCEPTION WHEN OTHERS OR assert_failure OR query_canceled THEN
 DECLARE = "DECLARE changed bigint[]; deleted int[]; result json;"
 SHOW = "SELECT current_setting('cdc.result')::json"
 TRY_ALL = f"""
-SELECT {PASS};
+{PASS};
 DO $do$ {DECLARE}
 BEGIN
     BEGIN {{register}} {TRY} END;
@@ -95,7 +104,7 @@ END $do$;
 {SHOW}
 """
 TRY_EACH = f"""
-SELECT {PASS};
+{PASS};
 DO $do$ {DECLARE} one record; results json[];
 BEGIN
     FOR one IN SELECT * FROM unnest({INCOMING}) AS incoming ({", ".join(CDC_COLUMNS)}) LOOP
@@ -225,10 +234,10 @@ def raise_outage(state: str = "", message: str = "") -> None:
         raise psycopg2.OperationalError(message)
 
 
-def to_arrays(records: Iterable[Record]) -> dict[str, str]:
-    """Return the columns of records as PostgreSQL arrays."""
+def to_arrays(records: Iterable[Record], columns: Collection[str] = CDC_COLUMNS) -> dict[str, str]:
+    """Return columns of records as PostgreSQL arrays."""
     records = list(records)
-    return {column: to_array([getattr(record, column) for record in records]) for column in CDC_COLUMNS}
+    return {column: to_array(list(map(attrgetter(column), records))) for column in columns}
 
 
 def to_array(values: list[str | int | date | None]) -> str:

@@ -16,35 +16,47 @@ from operator import attrgetter
 from typing import Any
 
 from cdc import metrics
-from cdc.apply import ARRAYS, RESULT, TRY_ALL, UPSERTED, Refused, count_applied, run, to_array, to_arrays
+from cdc.apply import COLUMNS, TYPES, Refused, count_applied, incoming, pass_settings, to_arrays
 from cdc.apply import SESSION as STATEMENT_SESSION
 from cdc.apply import apply as apply_by_statement
 from cdc.message import Record, to_json_lines
 from cdc.waiting import waiter
 from config import SCHEMA
-from employee import ACTIONS, CDC_COLUMNS, EMPLOYEE_COLUMNS, MAX_LENGTH
+from employee import ACTIONS, EMPLOYEE_COLUMNS, MAX_LENGTH
 
 import psycopg2
 from psycopg2.extensions import connection as Connection
 from psycopg2.extensions import cursor as Cursor
 
 LARGE = 2_000  # employees: from there on it is faster
+LARGEST = 4_000  # employees in a statement where COPY cannot be used: it takes nine times the memory of their text
 LINES = 500  # made at a time: each escape in them takes a hundred bytes meanwhile
+PORTIONS = 4  # of so many lines, sent at a time: each time the thread has to wait for Python's lock
 
-# As in cdc/apply.py, without what is for unknown employees: the UPDATE waits for whoever else has the row, and compares
+# Known employees: the gate lets the newer record pass. One scan of the index finds them all, in the order of emp_id; a
+# look-up for each, as in cdc/apply.py, costs twice as much. The UPDATE waits for whoever else has the row, and compares
 # again.
-APPLY_KNOWN = f"""
-PREPARE apply_known ({", ".join(ARRAYS)}) AS
-WITH newer AS (
-    UPDATE {SCHEMA}.cdc_applied AS applied SET cdc_id = record.cdc_id
-    FROM unnest($1, $2, $3, $4, $5, $6, $7, $8) AS record ({", ".join(CDC_COLUMNS)})
-    WHERE applied.emp_id = ANY (ARRAY[record.emp_id]) AND applied.cdc_id < record.cdc_id
-    RETURNING record.*
-), {UPSERTED}
-SELECT {RESULT} FROM newer
+PASS_GATE = f"""
+PREPARE pass_gate (bigint[], int[]) AS
+UPDATE {SCHEMA}.cdc_applied AS applied SET cdc_id = record.cdc_id
+FROM unnest($1, $2) AS record (cdc_id, emp_id)
+WHERE applied.emp_id = ANY ($2) AND applied.emp_id = record.emp_id AND applied.cdc_id < record.cdc_id
 """
-SESSION = f"{STATEMENT_SESSION}; {APPLY_KNOWN}"
-TRY_KNOWN = TRY_ALL.replace("{register}", "").replace("EXECUTE apply", "EXECUTE apply_known")
+# Their rows. An employee that was deleted meanwhile is not there to be updated.
+PUT_ROWS = f"""
+PREPARE put_rows ({", ".join(TYPES[column] for column in EMPLOYEE_COLUMNS)}) AS
+WITH record AS MATERIALIZED (
+    SELECT * FROM unnest($1, $2, $3, $4, $5, $6) AS record ({COLUMNS})
+), updated AS (
+    UPDATE {SCHEMA}.employees SET {", ".join(f"{column} = record.{column}" for column in EMPLOYEE_COLUMNS[1:])}
+    FROM record WHERE employees.emp_id = ANY ($1) AND employees.emp_id = record.emp_id
+    RETURNING employees.emp_id
+)
+INSERT INTO {SCHEMA}.employees ({COLUMNS}) OVERRIDING SYSTEM VALUE
+SELECT record.* FROM record LEFT JOIN updated USING (emp_id) WHERE updated.emp_id IS NULL
+"""
+SESSION = f"{STATEMENT_SESSION}; {PASS_GATE}; {PUT_ROWS}"
+ONE_SCAN = "SET LOCAL enable_hashjoin = on; SET LOCAL enable_nestloop = off; SET LOCAL enable_bitmapscan = off"
 
 # The first lock is for what the look-up finds: none of it may go meanwhile (sql/trim.sql). The second one is for the
 # shape of the table. A wait for somebody else's row ends soon, and is the statement's then: before PostgreSQL looks for
@@ -76,7 +88,6 @@ SELECT relkind = 'r' AND relchecks = 0
        AND current_setting('server_encoding') = 'UTF8'
 FROM pg_class AS employees WHERE oid = '{SCHEMA}.employees'::regclass
 """
-PASS_IDS = "SELECT set_config('cdc.emp_id', %(ids)s, true)"
 IDS = "current_setting('cdc.emp_id')::int[]"
 LOOK_UP = f"SELECT emp_id, cdc_id FROM {SCHEMA}.cdc_applied WHERE emp_id = ANY ({IDS})"
 COPY = "COPY {} ({}) FROM STDIN (FORMAT csv, ESCAPE E'\\\\', NULL 'null')"  # nearly JSON: see to_csv
@@ -90,12 +101,18 @@ OF_GATE, OF_EMPLOYEES = attrgetter("emp_id", "cdc_id"), attrgetter(*EMPLOYEE_COL
 
 @metrics.APPLY_DURATION.timed
 def apply(destination: Connection, records: Collection[Record]) -> int:
-    """Apply records, one for each employee, in one transaction. Returns how many employees changed; the rest was stale.
+    """Apply records, one for each employee. Returns how many employees changed; the rest was stale.
 
-    Raises Refused if the records are refused, or take too long for somebody; psycopg2.Error in an outage.
+    Raises Refused if records are refused, or take too long for somebody; psycopg2.Error in an outage. Some of the
+    others may be applied then.
     """
-    passed = try_bulk(destination, records) if len(records) >= LARGE else None
-    return apply_by_statement(destination, records) if passed is None else count_applied(passed, len(records))
+    if len(records) < LARGE:
+        return apply_by_statement(destination, records)
+    if (passed := try_bulk(destination, records)) is not None:
+        return count_applied(passed, len(records))
+    ordered = list(records)
+    parts = (ordered[start : start + LARGEST] for start in range(0, len(ordered), LARGEST))
+    return sum(apply_by_statement(destination, part) for part in parts)
 
 
 def try_bulk(destination: Connection, records: Collection[Record]) -> list[int] | None:
@@ -121,42 +138,47 @@ def look_up_and_copy(destination: Connection, records: list[Record]) -> list[int
     Returns how many of each action passed the gate. Raises Refused where COPY cannot be used.
     """
     with destination.cursor() as cursor:
-        cursor.execute(BEGIN)
-        cursor.execute(POSSIBLE, {"specified": SPECIFIED})
+        cursor.execute(f"{BEGIN}; {POSSIBLE}", {"specified": SPECIFIED})
         if cursor.fetchall() != [(True,)]:
             raise Refused("employees is not the specified table")
-        pass_ids(cursor, records)
+        pass_columns(cursor, records, ["emp_id"])
         cursor.execute(LOOK_UP)
         applied: dict[int, int] = dict(cursor.fetchall())
         new = [record for record in records if record.emp_id not in applied]
         known = [record for record in records if applied.get(record.emp_id, record.cdc_id) < record.cdc_id]
         # In the order in which the statement takes its locks: known employees, then new ones, the gate last.
-        passed = apply_known(destination, known)
-        there = [record for record in new if record.action != "DELETE"]
-        if there:
+        if known:
+            apply_known(cursor, known)
+        if there := [record for record in new if record.action != "DELETE"]:
             copy(cursor, COPY_TO_EMPLOYEES, map(OF_EMPLOYEES, there))
         if new:
             copy(cursor, COPY_TO_GATE, map(OF_GATE, new))
-        if len(there) < len(new):
-            pass_ids(cursor, [record for record in new if record.action == "DELETE"])
-            cursor.execute(DELETE)
-        cursor.execute("COMMIT")
-    passed.update(record.action for record in new)
-    return [passed[action] for action in ACTIONS]
+        passed = known + new
+        gone = [record for record in passed if record.action == "DELETE"]
+        pass_columns(cursor, gone, ["emp_id"])
+        cursor.execute(f"{DELETE}; COMMIT")
+    actions = Counter(record.action for record in passed)
+    return [actions[action] for action in ACTIONS]
 
 
-def pass_ids(cursor: Cursor, records: list[Record]) -> None:
-    cursor.execute(PASS_IDS, {"ids": to_array([record.emp_id for record in records])})
+def pass_columns(cursor: Cursor, records: list[Record], columns: Collection[str]) -> None:
+    """Give columns of records to the statements that follow, as settings of the transaction: see cdc/apply.py."""
+    cursor.execute(pass_settings(columns), to_arrays(records, columns))
 
 
-def apply_known(destination: Connection, records: list[Record]) -> Counter[str]:
-    """Apply records of employees that the gate knows. Returns how many of each action passed."""
-    if not records:
-        return Counter()
-    passed, *error = run(destination, TRY_KNOWN, to_arrays(records))
-    if error:
-        raise Refused(error[1])
-    return Counter(dict(zip(ACTIONS, passed, strict=True)))
+def apply_known(cursor: Cursor, records: list[Record]) -> None:
+    """Apply records of employees that the gate knows, but for the DELETE of a row.
+
+    Raises Refused if another consumer has applied newer ones meanwhile.
+    """
+    cursor.execute(ONE_SCAN)
+    pass_columns(cursor, records, ["cdc_id", "emp_id"])
+    cursor.execute(f"EXECUTE pass_gate ({incoming(['cdc_id', 'emp_id'])})")
+    if cursor.rowcount < len(records):
+        raise Refused("another consumer is at the same employees")
+    if there := [record for record in records if record.action != "DELETE"]:
+        pass_columns(cursor, there, EMPLOYEE_COLUMNS)
+        cursor.execute(f"EXECUTE put_rows ({incoming(EMPLOYEE_COLUMNS)})")
 
 
 class Lines(RawIOBase):
@@ -166,7 +188,7 @@ class Lines(RawIOBase):
         self.rows = rows
 
     def read(self, size: int = -1, /) -> bytes:
-        return to_csv(list(islice(self.rows, LINES)))
+        return b"".join(to_csv(list(islice(self.rows, LINES))) for _ in range(PORTIONS))
 
 
 def copy(cursor: Cursor, statement: str, rows: Iterator[tuple[Any, ...]]) -> None:

@@ -51,7 +51,7 @@ WELL_FOLDED = 0.8  # employees for each record, at most
 MAX_BAD = 1_000  # dead letters of one batch, or a little more: a crash sends them again
 MAX_MEMORY = 40_000_000  # bytes for a batch: some 45,000 messages where few employees change often
 MESSAGE_OVERHEAD = 300  # bytes that a message takes beside its value
-RECORD_COPIES = 9  # of a record's text, at most at a time, on its way from the message into the statement
+RECORD_COPIES = 6  # of a record's text, at most at a time, on its way from the message into PostgreSQL
 
 
 def kafka_settings() -> dict[str, Any]:

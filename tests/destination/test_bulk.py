@@ -8,9 +8,10 @@ from contextlib import closing
 from datetime import date
 
 from cdc import bulk
+from cdc.apply import incoming, pass_settings, to_arrays
 from cdc.message import Change, Record
 from cdc.postgres import connect
-from employee import CDCRecord
+from employee import CDC_COLUMNS, EMPLOYEE_COLUMNS, CDCRecord
 from harness.database import WAITING, query
 from harness.destination import alter_destination, ids
 from harness.pipeline import Pipeline
@@ -124,6 +125,28 @@ def test_a_table_that_may_refuse_a_row_for_what_is_in_it_takes_no_copy(
         query(destination, f"ALTER TABLE employees {back}")
     assert bulk.try_bulk(session, [record(2, 2, city="Oslo")]) == [1, 0, 0]
     assert ids(destination) == [1, 2]
+
+
+@pytest.mark.parametrize("rows", [0, 20_000])
+def test_known_employees_are_found_by_one_scan_of_the_key_whatever_the_statistics_said(
+    destination: Connection, session: Connection, rows: int
+) -> None:
+    """With a scan of a whole table, or one for each record, the plan would last as long as the session."""
+    query(destination, "INSERT INTO cdc_applied SELECT generate_series(1, %(rows)s), 1", {"rows": rows})
+    query(destination, "INSERT INTO employees (emp_id) SELECT generate_series(1, %(rows)s)", {"rows": rows})
+    query(destination, "ANALYZE cdc_applied, employees")
+    batch = [record(30_000 + n, n) for n in range(1, 10)]
+    assert bulk.try_bulk(session, batch) == [9, 0, 0]
+    query(session, f"BEGIN; {bulk.ONE_SCAN}; {pass_settings(CDC_COLUMNS)}", to_arrays(batch))
+    for statement, table in (("pass_gate", "cdc_applied"), ("put_rows", "employees")):
+        columns = ["cdc_id", "emp_id"] if table == "cdc_applied" else EMPLOYEE_COLUMNS
+        explain = f"EXPLAIN (COSTS off) EXECUTE {statement} ({incoming(columns)})"
+        plan = [line.strip(" ->") for (line,) in query(session, explain)]
+        scans = [line for line in plan if "Scan" in line and table in line]
+        assert [line.partition(" on ")[0] for line in scans] == [f"Index Scan using {table}_pkey"], plan
+        assert any(line.startswith("Index Cond: (emp_id = ANY") for line in plan), plan
+        assert not any("Nested Loop" in line for line in plan), plan
+    query(session, "ROLLBACK")
 
 
 def test_a_table_with_a_trigger_takes_no_copy(destination: Connection, session: Connection) -> None:

@@ -91,7 +91,7 @@ def test_dates_do_not_depend_on_the_way_the_destination_writes_them(destination:
 def scans(destination: Connection) -> list[tuple[str, bool]]:
     """How the plan of the prepared statement reads tables, and whether each time by the key."""
     columns = applying.to_arrays([read(change(1, 1).encode())])
-    explain = f"BEGIN; SELECT {applying.PASS}; EXPLAIN (COSTS off) {applying.APPLY}"
+    explain = f"BEGIN; {applying.PASS}; EXPLAIN (COSTS off) {applying.APPLY}"
     plan = [line.strip(" ->") for (line,) in query(destination, explain, columns)]
     query(destination, "COMMIT")
     return [
