@@ -82,7 +82,7 @@ ON CONFLICT DO NOTHING;
 """
 # A statement of its own, so that its snapshot is taken after the gate's locks are held. Inside APPLY, a DELETE that
 # waited for another consumer's INSERT would not see the row it must delete.
-DELETE = f"DELETE FROM {SCHEMA}.employees WHERE emp_id = ANY (deleted)"
+DELETE = f"DELETE FROM ONLY {SCHEMA}.employees WHERE emp_id = ANY (deleted)"
 # SET CONSTRAINTS: deferred constraints and triggers of the user's own refuse here, and not at the commit.
 TRY = f"""
 EXECUTE $${APPLY}$$ INTO changed, deleted;
@@ -120,7 +120,7 @@ NONE = ", ".join(["'{}'"] * len(CDC_COLUMNS))
 TRY_NOTHING = f"""
 EXECUTE apply ({NONE});
 INSERT INTO {SCHEMA}.cdc_applied (emp_id, cdc_id) SELECT 0, 0 WHERE false ON CONFLICT DO NOTHING;
-DELETE FROM {SCHEMA}.employees WHERE emp_id = ANY ('{{}}'::int[])
+DELETE FROM ONLY {SCHEMA}.employees WHERE emp_id = ANY ('{{}}'::int[])
 """
 
 # Prepared once, because planning takes longer than applying a single record. Each key is looked up by its index, in the

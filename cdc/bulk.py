@@ -1,7 +1,7 @@
-"""Apply a large batch by COPY, in one transaction: half of what the statement of cdc/apply.py costs for new employees.
+"""Apply a large batch by COPY: half of what the statement of cdc/apply.py costs for new employees.
 
-The gate decides as it does there. What it knows already is looked up first. Employees that it knows are applied by a
-leaner statement, as none of them is new; the others go into `employees` and into the gate by COPY.
+The gate decides as it does there. What it knows of the employees is looked up first. Newer changes of those that it
+knows pass, and their rows are updated; the others go into `employees` and into the gate by COPY.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 import sys
 from collections import Counter
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from io import RawIOBase
 from itertools import islice
 from operator import attrgetter
@@ -29,26 +29,26 @@ from psycopg2.extensions import connection as Connection
 from psycopg2.extensions import cursor as Cursor
 
 LARGE = 2_000  # employees: from there on it is faster
-LARGEST = 4_000  # employees in a statement where COPY cannot be used: it takes nine times the memory of their text
+AS_ARRAYS = 4_000  # employees whose rows are sent as arrays at a time: in our memory their text is there nine times
 LINES = 500  # made at a time: each escape in them takes a hundred bytes meanwhile
 PORTIONS = 4  # of so many lines, sent at a time: each time the thread has to wait for Python's lock
 
-# Known employees: the gate lets the newer record pass. One scan of the index finds them all, in the order of emp_id; a
-# look-up for each, as in cdc/apply.py, costs twice as much. The UPDATE waits for whoever else has the row, and compares
-# again.
+# Employees that the gate knows. One scan of the index finds them all; looking up each, as in cdc/apply.py, costs twice
+# as much. The UPDATE waits for whoever else has the row, and compares again once it has it.
 PASS_GATE = f"""
 PREPARE pass_gate (bigint[], int[]) AS
 UPDATE {SCHEMA}.cdc_applied AS applied SET cdc_id = record.cdc_id
 FROM unnest($1, $2) AS record (cdc_id, emp_id)
 WHERE applied.emp_id = ANY ($2) AND applied.emp_id = record.emp_id AND applied.cdc_id < record.cdc_id
 """
-# Their rows. An employee that was deleted meanwhile is not there to be updated.
+# Rows that are expected to be there. Those that are not are inserted. ONLY: a child table's rows are not ours, and it
+# may have constraints that refuse them.
 PUT_ROWS = f"""
 PREPARE put_rows ({", ".join(TYPES[column] for column in EMPLOYEE_COLUMNS)}) AS
 WITH record AS MATERIALIZED (
     SELECT * FROM unnest($1, $2, $3, $4, $5, $6) AS record ({COLUMNS})
 ), updated AS (
-    UPDATE {SCHEMA}.employees SET {", ".join(f"{column} = record.{column}" for column in EMPLOYEE_COLUMNS[1:])}
+    UPDATE ONLY {SCHEMA}.employees SET {", ".join(f"{column} = record.{column}" for column in EMPLOYEE_COLUMNS[1:])}
     FROM record WHERE employees.emp_id = ANY ($1) AND employees.emp_id = record.emp_id
     RETURNING employees.emp_id
 )
@@ -56,6 +56,8 @@ INSERT INTO {SCHEMA}.employees ({COLUMNS}) OVERRIDING SYSTEM VALUE
 SELECT record.* FROM record LEFT JOIN updated USING (emp_id) WHERE updated.emp_id IS NULL
 """
 SESSION = f"{STATEMENT_SESSION}; {PASS_GATE}; {PUT_ROWS}"
+# For the rest of the transaction. The session allows nested loops only, for the statement of cdc/apply.py. A scan by a
+# bitmap that work_mem cannot hold would parse the array of keys again for each row: minutes instead of milliseconds.
 ONE_SCAN = "SET LOCAL enable_hashjoin = on; SET LOCAL enable_nestloop = off; SET LOCAL enable_bitmapscan = off"
 
 # The first lock is for what the look-up finds: none of it may go meanwhile (sql/trim.sql). The second one is for the
@@ -94,7 +96,7 @@ COPY = "COPY {} ({}) FROM STDIN (FORMAT csv, ESCAPE E'\\\\', NULL 'null')"  # ne
 COPY_TO_GATE = COPY.format(f"{SCHEMA}.cdc_applied", "emp_id, cdc_id")
 COPY_TO_EMPLOYEES = COPY.format(f"{SCHEMA}.employees", ", ".join(EMPLOYEE_COLUMNS))
 # A statement of its own, as in cdc/apply.py: its snapshot is taken after the gate's locks are held.
-DELETE = f"DELETE FROM {SCHEMA}.employees WHERE emp_id = ANY ({IDS})"
+DELETE = f"DELETE FROM ONLY {SCHEMA}.employees WHERE emp_id = ANY ({IDS})"
 
 OF_GATE, OF_EMPLOYEES = attrgetter("emp_id", "cdc_id"), attrgetter(*EMPLOYEE_COLUMNS)
 
@@ -110,9 +112,7 @@ def apply(destination: Connection, records: Collection[Record]) -> int:
         return apply_by_statement(destination, records)
     if (passed := try_bulk(destination, records)) is not None:
         return count_applied(passed, len(records))
-    ordered = list(records)
-    parts = (ordered[start : start + LARGEST] for start in range(0, len(ordered), LARGEST))
-    return sum(apply_by_statement(destination, part) for part in parts)
+    return sum(apply_by_statement(destination, part) for part in parts(list(records)))
 
 
 def try_bulk(destination: Connection, records: Collection[Record]) -> list[int] | None:
@@ -142,23 +142,28 @@ def look_up_and_copy(destination: Connection, records: list[Record]) -> list[int
         if cursor.fetchall() != [(True,)]:
             raise Refused("employees is not the specified table")
         pass_columns(cursor, records, ["emp_id"])
-        cursor.execute(LOOK_UP)
+        cursor.execute(f"{ONE_SCAN}; {LOOK_UP}")
         applied: dict[int, int] = dict(cursor.fetchall())
-        new = [record for record in records if record.emp_id not in applied]
-        known = [record for record in records if applied.get(record.emp_id, record.cdc_id) < record.cdc_id]
-        # In the order in which the statement takes its locks: known employees, then new ones, the gate last.
-        if known:
-            apply_known(cursor, known)
-        if there := [record for record in new if record.action != "DELETE"]:
-            copy(cursor, COPY_TO_EMPLOYEES, map(OF_EMPLOYEES, there))
-        if new:
-            copy(cursor, COPY_TO_GATE, map(OF_GATE, new))
-        passed = known + new
-        gone = [record for record in passed if record.action == "DELETE"]
-        pass_columns(cursor, gone, ["emp_id"])
+        passed = [record for record in records if applied.get(record.emp_id, 0) < record.cdc_id]
+        known = [record for record in passed if record.emp_id in applied]
+        new = [record for record in passed if record.emp_id not in applied]
+        # A new employee that is updated may have a row from before the pipeline. One that is inserted has none.
+        updated = [r for r in passed if r.action == "UPDATE" or (r.action == "INSERT" and r.emp_id in applied)]
+        inserted = [record for record in new if record.action == "INSERT"]
+        deleted = [record for record in passed if record.action == "DELETE"]
+        # The gate's new keys come last: they are refused if another consumer has been at these employees meanwhile.
+        pass_gate(cursor, known)
+        put_rows(cursor, updated)
+        copy(cursor, COPY_TO_EMPLOYEES, OF_EMPLOYEES, inserted)
+        copy(cursor, COPY_TO_GATE, OF_GATE, new)
+        pass_columns(cursor, deleted, ["emp_id"])
         cursor.execute(f"{DELETE}; COMMIT")
     actions = Counter(record.action for record in passed)
     return [actions[action] for action in ACTIONS]
+
+
+def parts(records: list[Record]) -> Iterator[list[Record]]:
+    return (records[start : start + AS_ARRAYS] for start in range(0, len(records), AS_ARRAYS))
 
 
 def pass_columns(cursor: Cursor, records: list[Record], columns: Collection[str]) -> None:
@@ -166,18 +171,19 @@ def pass_columns(cursor: Cursor, records: list[Record], columns: Collection[str]
     cursor.execute(pass_settings(columns), to_arrays(records, columns))
 
 
-def apply_known(cursor: Cursor, records: list[Record]) -> None:
-    """Apply records of employees that the gate knows, but for the DELETE of a row.
+def pass_gate(cursor: Cursor, known: list[Record]) -> None:
+    """Have the gate know these records. Raises Refused if another consumer has applied a newer one meanwhile."""
+    if known:
+        pass_columns(cursor, known, ["cdc_id", "emp_id"])
+        cursor.execute(f"EXECUTE pass_gate ({incoming(['cdc_id', 'emp_id'])})")
+        if cursor.rowcount < len(known):
+            raise Refused("another consumer is at the same employees")
 
-    Raises Refused if another consumer has applied newer ones meanwhile.
-    """
-    cursor.execute(ONE_SCAN)
-    pass_columns(cursor, records, ["cdc_id", "emp_id"])
-    cursor.execute(f"EXECUTE pass_gate ({incoming(['cdc_id', 'emp_id'])})")
-    if cursor.rowcount < len(records):
-        raise Refused("another consumer is at the same employees")
-    if there := [record for record in records if record.action != "DELETE"]:
-        pass_columns(cursor, there, EMPLOYEE_COLUMNS)
+
+def put_rows(cursor: Cursor, updated: list[Record]) -> None:
+    """Update the rows of these records; insert those that are not there."""
+    for part in parts(updated):
+        pass_columns(cursor, part, EMPLOYEE_COLUMNS)
         cursor.execute(f"EXECUTE put_rows ({incoming(EMPLOYEE_COLUMNS)})")
 
 
@@ -191,12 +197,14 @@ class Lines(RawIOBase):
         return b"".join(to_csv(list(islice(self.rows, LINES))) for _ in range(PORTIONS))
 
 
-def copy(cursor: Cursor, statement: str, rows: Iterator[tuple[Any, ...]]) -> None:
+def copy(cursor: Cursor, statement: str, columns: Callable[[Record], tuple[Any, ...]], records: list[Record]) -> None:
+    if not records:
+        return
     hook = sys.excepthook
     # If the session ends in a COPY, psycopg2 2.9 raises twice, and has Python print the first error, with a row in it.
     sys.excepthook = lambda *_: None
     try:
-        cursor.copy_expert(statement, Lines(rows))
+        cursor.copy_expert(statement, Lines(map(columns, records)))
     except psycopg2.Error:
         if cursor.connection.closed:
             raise psycopg2.OperationalError("connection closed in the middle of a COPY") from None

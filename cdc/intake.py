@@ -46,7 +46,7 @@ FIRST_WAIT = 0.2  # seconds to wait for the first message of a batch
 FILL_TIME = 0.03  # seconds to fill a batch
 FOLDING_CHUNK_WAIT, FOLDING_FILL_TIME = 0.15, 0.4  # seconds to wait for a chunk, and to fill a batch that folds well
 
-MAX_EMPLOYEES = 16_000  # applied in one transaction, or a little more
+MAX_EMPLOYEES = 16_000  # applied together, or a little more
 WELL_FOLDED = 0.8  # employees for each record, at most
 MAX_BAD = 1_000  # dead letters of one batch, or a little more: a crash sends them again
 MAX_MEMORY = 40_000_000  # bytes for a batch: some 45,000 messages where few employees change often
@@ -63,7 +63,7 @@ def kafka_settings() -> dict[str, Any]:
 
 @dataclass
 class Batch:
-    """What is applied in one transaction: of many messages, the newest record of each employee."""
+    """What is applied together: of many messages, the newest record of each employee."""
 
     messages: list[Message] = field(default_factory=list)
     newest: dict[int, Record] = field(default_factory=dict)  # by emp_id

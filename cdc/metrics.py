@@ -119,7 +119,7 @@ APPLIED = Metric(
 )
 STALE = Metric("changes_stale_total", "Changes that the gate dropped: repeated, or older than what it had applied.")
 FOLDED = Metric("changes_folded_total", "Changes that a newer one of the same employee superseded in their batch.")
-APPLY_DURATION = Histogram("apply_duration_seconds", "One transaction at the destination, commit included.", SECONDS)
+APPLY_DURATION = Histogram("apply_duration_seconds", "One batch at the destination, commit included.", SECONDS)
 LAG = Lag("consumer_lag_messages", "Messages of a partition of this consumer that are not applied yet.", "partition")
 END_TO_END_DELAY = Histogram(
     "end_to_end_delay_seconds",

@@ -137,11 +137,16 @@ def test_known_employees_are_found_by_one_scan_of_the_key_whatever_the_statistic
     query(destination, "ANALYZE cdc_applied, employees")
     batch = [record(30_000 + n, n) for n in range(1, 10)]
     assert bulk.try_bulk(session, batch) == [9, 0, 0]
-    query(session, f"BEGIN; {bulk.ONE_SCAN}; {pass_settings(CDC_COLUMNS)}", to_arrays(batch))
-    for statement, table in (("pass_gate", "cdc_applied"), ("put_rows", "employees")):
-        columns = ["cdc_id", "emp_id"] if table == "cdc_applied" else EMPLOYEE_COLUMNS
-        explain = f"EXPLAIN (COSTS off) EXECUTE {statement} ({incoming(columns)})"
-        plan = [line.strip(" ->") for (line,) in query(session, explain)]
+    query(
+        session, f"BEGIN; {bulk.ONE_SCAN}; {pass_settings(CDC_COLUMNS)}; SET LOCAL work_mem = '64kB'", to_arrays(batch)
+    )
+    for statement, table in (
+        (bulk.LOOK_UP, "cdc_applied"),
+        (f"EXECUTE pass_gate ({incoming(['cdc_id', 'emp_id'])})", "cdc_applied"),
+        (f"EXECUTE put_rows ({incoming(EMPLOYEE_COLUMNS)})", "employees"),
+        (bulk.DELETE, "employees"),
+    ):
+        plan = [line.strip(" ->") for (line,) in query(session, f"EXPLAIN (COSTS off) {statement}")]
         scans = [line for line in plan if "Scan" in line and table in line]
         assert [line.partition(" on ")[0] for line in scans] == [f"Index Scan using {table}_pkey"], plan
         assert any(line.startswith("Index Cond: (emp_id = ANY") for line in plan), plan
@@ -159,10 +164,23 @@ def test_a_table_with_a_trigger_takes_no_copy(destination: Connection, session: 
     assert bulk.try_bulk(session, [record(1, 1)]) == [1, 0, 0]
 
 
-def test_rows_from_before_the_pipeline_are_taken_over_by_a_large_batch(
+def test_rows_from_before_the_pipeline_are_updated_by_a_large_batch(
     destination: Connection, session: Connection
 ) -> None:
-    """COPY finds the key there, and the statement does it."""
+    """After both tables were filled from a dump, each change but an INSERT is of such a row."""
+    query(destination, "INSERT INTO employees (emp_id, city) SELECT n, 'before' FROM generate_series(1, 4) AS n")
+    batch = [record(1, 2, "UPDATE", city="new"), record(2, 3, "DELETE"), record(3, 5, "UPDATE", city="new")]
+    assert bulk.try_bulk(session, [*batch, record(4, 6, city="new")]) == [1, 2, 1]
+    cities = [(1, "before"), (2, "new"), (4, "before"), (5, "new"), (6, "new")]
+    assert query(destination, "SELECT emp_id, city FROM employees ORDER BY emp_id") == cities
+    gate = [(2, 1), (3, 2), (5, 3), (6, 4)]
+    assert query(destination, "SELECT emp_id, cdc_id FROM cdc_applied ORDER BY emp_id") == gate
+
+
+def test_a_row_that_is_inserted_though_it_was_there_before_is_the_statements(
+    destination: Connection, session: Connection
+) -> None:
+    """COPY finds the key there."""
     query(destination, "INSERT INTO employees (emp_id, city) VALUES (5, 'before'), (2000000, 'before')")
     assert bulk.apply(session, [record(n, n, city="new") for n in range(1, 1_501)]) == 1_500
     assert query(destination, "SELECT city FROM employees WHERE emp_id IN (5, 6)") == [("new",), ("new",)]
