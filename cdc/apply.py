@@ -77,7 +77,7 @@ PASS_ONE = ", ".join(f"set_config('cdc.{column}', ARRAY[one.{column}]::text, tru
 APPLY = f"EXECUTE apply ({INCOMING})"
 REGISTER_KEYS = f"""
 INSERT INTO {SCHEMA}.cdc_applied (emp_id, cdc_id)
-SELECT emp_id, 0 FROM unnest(current_setting('cdc.emp_id')::int[]) AS emp_id ORDER BY emp_id
+SELECT emp_id, 0 FROM unnest({incoming(["emp_id"])}) AS emp_id ORDER BY emp_id
 ON CONFLICT DO NOTHING;
 """
 # A statement of its own, so that its snapshot is taken after the gate's locks are held. Inside APPLY, a DELETE that

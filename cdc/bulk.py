@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 import sys
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from io import RawIOBase
 from itertools import islice
 from operator import attrgetter
@@ -55,6 +55,7 @@ WITH record AS MATERIALIZED (
 INSERT INTO {SCHEMA}.employees ({COLUMNS}) OVERRIDING SYSTEM VALUE
 SELECT record.* FROM record LEFT JOIN updated USING (emp_id) WHERE updated.emp_id IS NULL
 """
+GATE_COLUMNS = ("cdc_id", "emp_id")
 SESSION = f"{STATEMENT_SESSION}; {PASS_GATE}; {PUT_ROWS}"
 # For the rest of the transaction. The session allows nested loops only, for the statement of cdc/apply.py. A scan by a
 # bitmap that work_mem cannot hold would parse the array of keys again for each row: minutes instead of milliseconds.
@@ -72,7 +73,7 @@ LOCK TABLE {SCHEMA}.cdc_applied, {SCHEMA}.employees IN ROW EXCLUSIVE MODE
 TEXT = f"character varying({MAX_LENGTH})"
 SPECIFIED = [f"city {TEXT}", "dob date", "emp_id integer not null", f"first_name {TEXT}", f"last_name {TEXT}"]
 SPECIFIED += ["salary integer"]
-# Whether COPY keeps secrets. PostgreSQL logs the row that it refuses in a COPY, unless it is for a key that is there
+# Whether COPY and put_rows keep secrets. PostgreSQL logs the row that it refuses, unless it is for a key that is there
 # already. So nothing else may be there to refuse: the table is the specified one, and has no constraint, index or
 # trigger but its primary key.
 POSSIBLE = f"""
@@ -90,15 +91,11 @@ SELECT relkind = 'r' AND relchecks = 0
        AND current_setting('server_encoding') = 'UTF8'
 FROM pg_class AS employees WHERE oid = '{SCHEMA}.employees'::regclass
 """
-IDS = "current_setting('cdc.emp_id')::int[]"
+IDS = incoming(["emp_id"])
 LOOK_UP = f"SELECT emp_id, cdc_id FROM {SCHEMA}.cdc_applied WHERE emp_id = ANY ({IDS})"
 COPY = "COPY {} ({}) FROM STDIN (FORMAT csv, ESCAPE E'\\\\', NULL 'null')"  # nearly JSON: see to_csv
-COPY_TO_GATE = COPY.format(f"{SCHEMA}.cdc_applied", "emp_id, cdc_id")
-COPY_TO_EMPLOYEES = COPY.format(f"{SCHEMA}.employees", ", ".join(EMPLOYEE_COLUMNS))
 # A statement of its own, as in cdc/apply.py: its snapshot is taken after the gate's locks are held.
 DELETE = f"DELETE FROM ONLY {SCHEMA}.employees WHERE emp_id = ANY ({IDS})"
-
-OF_GATE, OF_EMPLOYEES = attrgetter("emp_id", "cdc_id"), attrgetter(*EMPLOYEE_COLUMNS)
 
 
 @metrics.APPLY_DURATION.timed
@@ -133,9 +130,10 @@ def try_bulk(destination: Connection, records: Collection[Record]) -> list[int] 
 
 
 def look_up_and_copy(destination: Connection, records: list[Record]) -> list[int]:
-    """Apply records, which are in the order of emp_id: look them up, then the known employees, then the new ones.
+    """Look records up, which are in the order of emp_id, and apply those that are newer.
 
-    Returns how many of each action passed the gate. Raises Refused where COPY cannot be used.
+    Returns how many of each action passed the gate. Raises Refused where COPY cannot be used, or another consumer has
+    applied a newer one meanwhile.
     """
     with destination.cursor() as cursor:
         cursor.execute(f"{BEGIN}; {POSSIBLE}", {"specified": SPECIFIED})
@@ -154,8 +152,8 @@ def look_up_and_copy(destination: Connection, records: list[Record]) -> list[int
         # The gate's new keys come last: they are refused if another consumer has been at these employees meanwhile.
         pass_gate(cursor, known)
         put_rows(cursor, updated)
-        copy(cursor, COPY_TO_EMPLOYEES, OF_EMPLOYEES, inserted)
-        copy(cursor, COPY_TO_GATE, OF_GATE, new)
+        copy(cursor, "employees", EMPLOYEE_COLUMNS, inserted)
+        copy(cursor, "cdc_applied", GATE_COLUMNS, new)
         pass_columns(cursor, deleted, ["emp_id"])
         cursor.execute(f"{DELETE}; COMMIT")
     actions = Counter(record.action for record in passed)
@@ -174,8 +172,8 @@ def pass_columns(cursor: Cursor, records: list[Record], columns: Collection[str]
 def pass_gate(cursor: Cursor, known: list[Record]) -> None:
     """Have the gate know these records. Raises Refused if another consumer has applied a newer one meanwhile."""
     if known:
-        pass_columns(cursor, known, ["cdc_id", "emp_id"])
-        cursor.execute(f"EXECUTE pass_gate ({incoming(['cdc_id', 'emp_id'])})")
+        pass_columns(cursor, known, GATE_COLUMNS)
+        cursor.execute(f"EXECUTE pass_gate ({incoming(GATE_COLUMNS)})")
         if cursor.rowcount < len(known):
             raise Refused("another consumer is at the same employees")
 
@@ -197,14 +195,15 @@ class Lines(RawIOBase):
         return b"".join(to_csv(list(islice(self.rows, LINES))) for _ in range(PORTIONS))
 
 
-def copy(cursor: Cursor, statement: str, columns: Callable[[Record], tuple[Any, ...]], records: list[Record]) -> None:
+def copy(cursor: Cursor, table: str, columns: Collection[str], records: list[Record]) -> None:
     if not records:
         return
+    statement = COPY.format(f"{SCHEMA}.{table}", ", ".join(columns))
     hook = sys.excepthook
     # If the session ends in a COPY, psycopg2 2.9 raises twice, and has Python print the first error, with a row in it.
     sys.excepthook = lambda *_: None
     try:
-        cursor.copy_expert(statement, Lines(map(columns, records)))
+        cursor.copy_expert(statement, Lines(map(attrgetter(*columns), records)))
     except psycopg2.Error:
         if cursor.connection.closed:
             raise psycopg2.OperationalError("connection closed in the middle of a COPY") from None

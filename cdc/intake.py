@@ -125,12 +125,8 @@ class Intake:
 
     def add(self, messages: list[Message]) -> bool:
         """Sort messages from events; returns whether there was any."""
-        events = [message for message in messages if message.error() is not None]
-        if events:
-            self.events += events
-            self.batch.add([message for message in messages if message.error() is None])
-        else:
-            self.batch.add(messages)
+        self.events += [message for message in messages if message.error() is not None]
+        self.batch.add([message for message in messages if message.error() is None])
         return bool(messages)
 
     def fill(self) -> None:

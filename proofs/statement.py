@@ -69,13 +69,14 @@ def compare(source: Connection, states: Iterable[State], bounds: Bounds) -> tupl
     different = []
     for ((txids, position, now), state), (poll, late) in zip(polls.items(), answers, strict=True):
         expected = OURS.read(state.poll()._replace(late_only=False), bounds.page)
-        page = to_page(tuple(sorted(poll or ())), position.last_offset, bounds.page)
+        page = to_page(poll or [], position.last_offset, bounds.page)
         all_late = OURS.read(state.poll()._replace(late_only=True), bounds.page)
         if page != (expected and expected.ids) or tuple(late or ()) != (all_late and all_late.ids):
             different.append(f"log of {txids}, position {position}, now {now}: PostgreSQL finds {poll}, late {late}")
     return len(polls), different
 
 
-def to_page(ids: tuple[int, ...], last_offset: int, size: int) -> tuple[int, ...] | None:
-    """Return what read_page() makes of the statement's rows, sorted: None if there are more late rows than a page."""
+def to_page(found: list[int], last_offset: int, size: int) -> tuple[int, ...] | None:
+    """Return what read_page() makes of the statement's rows: None if there are more late rows than a page."""
+    ids = tuple(sorted(found))
     return None if len(ids) > size and ids[size] <= last_offset else ids
