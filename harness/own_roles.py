@@ -10,9 +10,8 @@ from pathlib import Path
 from subprocess import CompletedProcess
 from typing import Any
 
-import config
 from harness import ROOT
-from harness.database import administer, query
+from harness.database import query
 from harness.pipeline import Pipeline, new_pipeline
 
 import psycopg2
@@ -65,23 +64,15 @@ class Roles:
         self.pipeline.connections.append(connection)
         return connection
 
-    def drop(self) -> None:
-        self.pipeline.drop()
-        for url in (config.SOURCE_DATABASE_URL, config.DESTINATION_DATABASE_URL):
-            for role in (*NAMES, "app", "stranger"):
-                administer(url, f"DROP ROLE IF EXISTS {self.name(role)}")
-
 
 @contextmanager
 def new_roles(logs: Path) -> Iterator[Roles]:
     """An application's role, which may write employees, and nothing set up."""
     with new_pipeline(logs) as pipeline:
         roles = Roles(pipeline)
-        try:
-            query(pipeline.source(), f"CREATE ROLE {roles.name('app')} LOGIN PASSWORD %s", (PASSWORD,))
-            yield roles
-        finally:
-            roles.drop()
+        pipeline.roles += [roles.name(role) for role in (*NAMES, "app", "stranger")]
+        query(pipeline.source(), f"CREATE ROLE {roles.name('app')} LOGIN PASSWORD %s", (PASSWORD,))
+        yield roles
 
 
 APPLICATION = """

@@ -39,6 +39,7 @@ class Pipeline:
     logs: Path
     scripts: list[Script] = field(default_factory=list)
     connections: list[Connection] = field(default_factory=list)
+    roles: list[str] = field(default_factory=list)  # which the test has created, at any of the servers
     environment: dict[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -90,11 +91,15 @@ class Pipeline:
         delete_topics(self.topic, f"{self.topic}_dlq")
 
     def drop_databases(self) -> None:
+        """Drop the databases, and then the roles, which may own what was in them."""
         source, destination = self.servers
         at_once(
             lambda: administer(source, f"DROP DATABASE IF EXISTS {self.name} WITH (FORCE)"),
             lambda: administer(destination, f"DROP DATABASE IF EXISTS {self.name}_copy WITH (FORCE)"),
         )
+        if self.roles:
+            for server in self.servers:
+                administer(server, f"DROP ROLE IF EXISTS {', '.join(self.roles)}")
 
     def run(self, script: str, *arguments: str, seconds: float = 90.0, **environment: str) -> Any:
         """Run a script to its end; returns its subprocess.CompletedProcess with text output."""

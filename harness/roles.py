@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,8 +12,6 @@ from harness.pipeline import Pipeline, new_pipeline
 
 PASSWORD = "only-for-tests"
 
-_numbers = itertools.count(1)
-
 
 def on_both(statement: str) -> None:
     for url in (config.SOURCE_DATABASE_URL, config.DESTINATION_DATABASE_URL):
@@ -25,14 +21,12 @@ def on_both(statement: str) -> None:
 @contextmanager
 def a_role(logs: Path, attributes: str) -> Iterator[tuple[Pipeline, str]]:
     """A pipeline that is set up, whose scripts log in as a role of their own, and that role."""
-    role = f"cdc_test_{os.getpid()}_{next(_numbers)}"
-    on_both(f"CREATE ROLE {role} LOGIN PASSWORD '{PASSWORD}' {attributes}")
-    try:
-        with new_pipeline(logs) as pipeline:
-            pipeline.set_up()
-            for side in ("SOURCE", "DESTINATION"):
-                url = pipeline.environment[f"{side}_DATABASE_URL"]
-                pipeline.environment[f"{side}_DATABASE_URL"] = f"postgresql://{role}:{PASSWORD}@{url.split('@')[-1]}"
-            yield pipeline, role
-    finally:
-        on_both(f"DROP ROLE {role}")
+    with new_pipeline(logs) as pipeline:
+        role = f"{pipeline.name}_role"
+        pipeline.roles.append(role)
+        on_both(f"CREATE ROLE {role} LOGIN PASSWORD '{PASSWORD}' {attributes}")
+        pipeline.set_up()
+        for side in ("SOURCE", "DESTINATION"):
+            url = pipeline.environment[f"{side}_DATABASE_URL"]
+            pipeline.environment[f"{side}_DATABASE_URL"] = f"postgresql://{role}:{PASSWORD}@{url.split('@')[-1]}"
+        yield pipeline, role

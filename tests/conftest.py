@@ -107,7 +107,7 @@ def template(stack: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
 
 @pytest.fixture(scope="session")
 def drop_later(stack: None) -> Iterator[Callable[[Pipeline], None]]:
-    """Drops a pipeline's databases beside the tests that follow.
+    """Drops pipelines' databases and roles in turn, beside the tests that follow.
 
     DROP DATABASE waits until every session of the server has taken note. One that another test has frozen does so late.
     What a test sets as the wait callback is called for the drops, too. If it raises, they are made again in the end.

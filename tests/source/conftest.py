@@ -70,22 +70,20 @@ def source(bare_pipeline: Pipeline) -> Connection:
 
 
 @pytest.fixture(scope="module")
-def doors(stack: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Doors]:
-    """A pipeline that cdc_setup has set up, that has carried two employees and has these rights."""
-    with new_pipeline(tmp_path_factory.mktemp("rights")) as pipeline:
+def doors(drop_later: Callable[[Pipeline], None], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Doors]:
+    """A pipeline that cdc_setup has set up, that has carried two employees and has these rights.
+
+    Its roles own what is in the bare pipelines of the tests, too, whose databases are dropped later, and so before it.
+    """
+    with new_pipeline(tmp_path_factory.mktemp("rights"), drop=drop_later) as pipeline:
         doors = Doors(pipeline, pipeline.name)
-        names = [doors.role(role) for role in ROLES]
-        for url in (config.SOURCE_DATABASE_URL, config.DESTINATION_DATABASE_URL):
-            administer(url, "; ".join(f"CREATE ROLE {name} LOGIN PASSWORD '{PASSWORD}'" for name in names))
-        try:
-            doors.lock("cdc_setup")
-            for result in (doors.run("cdc_setup", "db_setup.py"), pipeline.run("admin.py")):
-                assert result.returncode == 0, result.stdout + result.stderr
-            doors.as_superuser("source", "INSERT INTO employees (city) VALUES ('Oslo'), ('Bern')")
-            pipeline.drain()
-            doors.lock()
-            yield doors
-        finally:
-            pipeline.drop()
-            for url in (config.SOURCE_DATABASE_URL, config.DESTINATION_DATABASE_URL):
-                administer(url, f"DROP ROLE {', '.join(names)}")
+        pipeline.roles += [doors.role(role) for role in ROLES]
+        for url in pipeline.servers:
+            administer(url, "; ".join(f"CREATE ROLE {name} LOGIN PASSWORD '{PASSWORD}'" for name in pipeline.roles))
+        doors.lock("cdc_setup")
+        for result in (doors.run("cdc_setup", "db_setup.py"), pipeline.run("admin.py")):
+            assert result.returncode == 0, result.stdout + result.stderr
+        doors.as_superuser("source", "INSERT INTO employees (city) VALUES ('Oslo'), ('Bern')")
+        pipeline.drain()
+        doors.lock()
+        yield doors
