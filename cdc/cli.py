@@ -33,9 +33,11 @@ STOP_WAIT = 4.5  # seconds for the work in hand to end after the first of them
 # Objects made between two runs of Python's search for cycles; 700 by default. A batch is tens of thousands of objects,
 # none of them in a cycle. Searching them again and again took a seventh of the consumer's time.
 FEW_COLLECTIONS = 500_000
-# Seconds after which one thread gives Python's lock to another one that waits for it; 0.005 by default. A COPY asks for
-# it again and again, while the next messages are read. With one consumer a mixed backlog is 8 % faster.
-SHORT_TURNS = 0.0005
+# Seconds after which one thread gives Python's lock to another one that waits for it; 0.005 by default. The thread that
+# applies a large batch wants it after each answer, while the main thread reads ahead. That one lets go of the lock for
+# a moment at each chunk of messages; who is woken by that comes too late, and waits a turn from its beginning. So a
+# turn must be shorter than a chunk takes.
+SHORT_TURNS = 0.0001
 
 
 # What our own lines have, for an encoding that has none of it.
