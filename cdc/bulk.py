@@ -1,7 +1,8 @@
 """Apply a large batch by COPY: half of what the statement of cdc/apply.py costs for new employees.
 
-The gate decides as it does there. What it knows of the employees is looked up first. Newer changes of those that it
-knows pass, and their rows are updated; the others go into `employees` and into the gate by COPY.
+The gate decides as it does there. An INSERT is taken for the first change of its employee. Of the other changes those
+pass that are newer than what the gate knows of their employees. Whatever does not pass is taken for new to the gate,
+and copied into it. If one of them is not, the gate's key refuses the COPY, and the batch begins again with a look-up.
 """
 
 from __future__ import annotations
@@ -10,6 +11,8 @@ import re
 import sys
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator
+from dataclasses import dataclass
+from functools import partial
 from io import RawIOBase
 from itertools import islice
 from operator import attrgetter
@@ -25,6 +28,7 @@ from config import SCHEMA
 from employee import ACTIONS, EMPLOYEE_COLUMNS, MAX_LENGTH
 
 import psycopg2
+from psycopg2.errors import UniqueViolation
 from psycopg2.extensions import connection as Connection
 from psycopg2.extensions import cursor as Cursor
 
@@ -34,12 +38,13 @@ LINES = 500  # made at a time: each escape in them takes a hundred bytes meanwhi
 PORTIONS = 4  # of so many lines, sent at a time: each time the thread has to wait for Python's lock
 
 # Employees that the gate knows. One scan of the index finds them all; looking up each, as in cdc/apply.py, costs twice
-# as much. The UPDATE waits for whoever else has the row, and compares again once it has it.
+# as much. The UPDATE waits for whoever else has the row, and compares again once it has it. It returns who has passed.
 PASS_GATE = f"""
 PREPARE pass_gate (bigint[], int[]) AS
 UPDATE {SCHEMA}.cdc_applied AS applied SET cdc_id = record.cdc_id
 FROM unnest($1, $2) AS record (cdc_id, emp_id)
 WHERE applied.emp_id = ANY ($2) AND applied.emp_id = record.emp_id AND applied.cdc_id < record.cdc_id
+RETURNING applied.emp_id
 """
 # Rows that are expected to be there. Those that are not are inserted. ONLY: a child table's rows are not ours, and it
 # may have constraints that refuse them.
@@ -61,7 +66,7 @@ SESSION = f"{STATEMENT_SESSION}; {PASS_GATE}; {PUT_ROWS}"
 # bitmap that work_mem cannot hold would parse the array of keys again for each row: minutes instead of milliseconds.
 ONE_SCAN = "SET LOCAL enable_hashjoin = on; SET LOCAL enable_nestloop = off; SET LOCAL enable_bitmapscan = off"
 
-# The first lock is for what the look-up finds: none of it may go meanwhile (sql/trim.sql). The second one is for the
+# The first lock is for what is found in the gate: none of it may go meanwhile (sql/trim.sql). The second one is for the
 # shape of the table. A wait for somebody else's row ends soon, and is the statement's then: before PostgreSQL looks for
 # deadlocks, because it logs the statements of both sides.
 BEGIN = f"""
@@ -98,6 +103,16 @@ COPY = "COPY {} ({}) FROM STDIN (FORMAT csv, ESCAPE E'\\\\', NULL 'null')"  # ne
 DELETE = f"DELETE FROM ONLY {SCHEMA}.employees WHERE emp_id = ANY ({IDS})"
 
 
+@dataclass
+class Repeats:
+    """Whether the next large batch is expected to hold changes that are no news to the gate, as the last one did."""
+
+    expected: bool = False
+
+
+repeats = Repeats()
+
+
 @metrics.APPLY_DURATION.timed
 def apply(destination: Connection, records: Collection[Record]) -> int:
     """Apply records, one for each employee. Returns how many employees changed; the rest was stale.
@@ -119,45 +134,54 @@ def try_bulk(destination: Connection, records: Collection[Record]) -> list[int] 
     connection is lost, Stopped.
     """
     ordered = sorted(records, key=attrgetter("emp_id"))
-    try:
-        return waiter.apart(destination, lambda: look_up_and_copy(destination, ordered))
-    except (Refused, psycopg2.Error, RuntimeError):  # the last one: the system has no thread left
-        if destination.closed:
-            raise
-    with destination.cursor() as cursor:
-        cursor.execute("ROLLBACK")
-    return None
+    while True:
+        look_up = repeats.expected
+        try:
+            return waiter.apart(destination, partial(pass_and_copy, destination, ordered, look_up))
+        except (Refused, psycopg2.Error, RuntimeError) as error:  # the last one: the system has no thread left
+            if destination.closed:
+                raise
+            repeats.expected = isinstance(error, UniqueViolation) and error.diag.table_name == "cdc_applied"
+        with destination.cursor() as cursor:
+            cursor.execute("ROLLBACK")
+        if look_up or not repeats.expected:
+            return None
 
 
-def look_up_and_copy(destination: Connection, records: list[Record]) -> list[int]:
-    """Look records up, which are in the order of emp_id, and apply those that are newer.
+def pass_and_copy(destination: Connection, records: list[Record], look_up: bool) -> list[int]:
+    """Apply records, which are in the order of emp_id. Returns how many of each action passed the gate.
 
-    Returns how many of each action passed the gate. Raises Refused where COPY cannot be used, or another consumer has
-    applied a newer one meanwhile.
+    look_up: leave out what is no news to the gate, and find the employees that it knows. Else UniqueViolation is raised
+    where there are such records. Raises Refused where COPY cannot be used.
     """
     with destination.cursor() as cursor:
-        cursor.execute(f"{BEGIN}; {POSSIBLE}", {"specified": SPECIFIED})
+        cursor.execute(f"{BEGIN}; {ONE_SCAN}; {POSSIBLE}", {"specified": SPECIFIED})
         if cursor.fetchall() != [(True,)]:
             raise Refused("employees is not the specified table")
-        pass_columns(cursor, records, ["emp_id"])
-        cursor.execute(f"{ONE_SCAN}; {LOOK_UP}")
-        applied: dict[int, int] = dict(cursor.fetchall())
-        passed = [record for record in records if applied.get(record.emp_id, 0) < record.cdc_id]
-        known = [record for record in passed if record.emp_id in applied]
-        new = [record for record in passed if record.emp_id not in applied]
-        # A new employee that is updated may have a row from before the pipeline. One that is inserted has none.
+        applied = find_applied(cursor, records) if look_up else {}
+        passed = [r for r in records if applied.get(r.emp_id, 0) < r.cdc_id] if look_up else records
+        inserted = [r for r in passed if r.action == "INSERT" and r.emp_id not in applied]
+        # Their rows may be there, and need not be: from before the pipeline, or of an employee who comes back.
         updated = [r for r in passed if r.action == "UPDATE" or (r.action == "INSERT" and r.emp_id in applied)]
-        inserted = [record for record in new if record.action == "INSERT"]
-        deleted = [record for record in passed if record.action == "DELETE"]
-        # The gate's new keys come last: they are refused if another consumer has been at these employees meanwhile.
-        pass_gate(cursor, known)
+        deleted = [r for r in passed if r.action == "DELETE"]
+        known = pass_gate(cursor, updated + deleted)
+        new = [record for record in updated + deleted if record.emp_id not in known]
+        # First the gate: what it refuses has cost little then, and who has it all has the employees' rows, too.
+        copy(cursor, "cdc_applied", GATE_COLUMNS, inserted + new)
         put_rows(cursor, updated)
         copy(cursor, "employees", EMPLOYEE_COLUMNS, inserted)
-        copy(cursor, "cdc_applied", GATE_COLUMNS, new)
         pass_columns(cursor, deleted, ["emp_id"])
         cursor.execute(f"{DELETE}; COMMIT")
     actions = Counter(record.action for record in passed)
+    repeats.expected = look_up and (len(passed) < len(records) or len(inserted) < actions["INSERT"])
     return [actions[action] for action in ACTIONS]
+
+
+def find_applied(cursor: Cursor, records: list[Record]) -> dict[int, int]:
+    """Return the cdc_id that was applied last to each of these employees that the gate knows."""
+    pass_columns(cursor, records, ["emp_id"])
+    cursor.execute(LOOK_UP)
+    return dict(cursor.fetchall())
 
 
 def parts(records: list[Record]) -> Iterator[list[Record]]:
@@ -169,13 +193,13 @@ def pass_columns(cursor: Cursor, records: list[Record], columns: Collection[str]
     cursor.execute(pass_settings(columns), to_arrays(records, columns))
 
 
-def pass_gate(cursor: Cursor, known: list[Record]) -> None:
-    """Have the gate know these records. Raises Refused if another consumer has applied a newer one meanwhile."""
-    if known:
-        pass_columns(cursor, known, GATE_COLUMNS)
-        cursor.execute(f"EXECUTE pass_gate ({incoming(GATE_COLUMNS)})")
-        if cursor.rowcount < len(known):
-            raise Refused("another consumer is at the same employees")
+def pass_gate(cursor: Cursor, records: list[Record]) -> set[int]:
+    """Have the gate know those records that are newer than what it knows of their employees. Returns these emp_ids."""
+    if not records:
+        return set()
+    pass_columns(cursor, records, GATE_COLUMNS)
+    cursor.execute(f"EXECUTE pass_gate ({incoming(GATE_COLUMNS)})")
+    return {emp_id for (emp_id,) in cursor.fetchall()}
 
 
 def put_rows(cursor: Cursor, updated: list[Record]) -> None:

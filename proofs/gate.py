@@ -1,6 +1,7 @@
-"""The gate and two consumers as a model: docs/design.md, "Applying", and cdc/apply.py.
+"""The gate and two consumers as a model: docs/design.md, "Applying", cdc/apply.py and cdc/bulk.py.
 
-cdc/bulk.py takes the parts of the statement one after the other, which is one of the orders here.
+A large batch does what the statement does, but for what it takes for known: LARGE. Where it looks up first, it takes
+the parts of the statement one after the other, which is one of the orders here.
 
 Two consumers apply the same messages, as after a rebalance. Each takes any stretch of them that begins no later than
 the first one that nobody has applied, folds it, and may crash and begin again anywhere. What PostgreSQL does under READ
@@ -26,6 +27,7 @@ from proofs.explore import Step
 
 INSERT, UPDATE, DELETE = "INSERT", "UPDATE", "DELETE"
 WHOLE, AGAIN, EACH = "all at once", "again, its keys registered", "one by one"
+LARGE = "all at once, an INSERT and what does not pass being new to the gate"
 OLD = 0  # the state of an employee that was at the destination before the pipeline
 Value = int | None | str  # of a row: None where there is none
 UNWRITTEN = "unwritten"
@@ -134,7 +136,8 @@ def take(state: State, who: int, case: Case) -> Iterator[Step[State]]:
             records = case.history[start - 1 : end]
             folded = tuple(sorted({record.employee: record for record in records}.values(), key=lambda r: r.employee))
             nothing = (UNWRITTEN,) * len(case.before)
-            for path, statements in ((WHOLE, (folded,)), (EACH, tuple((record,) for record in records))):
+            each = tuple((record,) for record in records)
+            for path, statements in ((WHOLE, (folded,)), (LARGE, (folded,)), (EACH, each)):
                 keys = statements[0] if path == EACH else ()
                 session = Session(end, path, statements, keys, gate=nothing, rows=nothing)
                 yield Step(("take", who, start, session), put(state, who, session))
@@ -186,10 +189,12 @@ def look_up(state: State, session: Session, case: Case) -> Session:
     parts, deletes = list[tuple[str, Record]](), list[Record]()
     for record in session.statements[0]:
         before = seen(state.gate, session.gate, record.employee)
-        if before is None:
-            parts += [("key", record)] if record.action == DELETE else [("key", record), ("insert", record)]
+        large, older = session.path == LARGE, isinstance(before, int) and before < record.cdc_id
+        if before is None or (large and (record.action == INSERT or not older)):
+            row = "upsert" if large and record.action == UPDATE else "insert"
+            parts += [("key", record)] if record.action == DELETE else [("key", record), (row, record)]
             deletes += [record] if record.action == DELETE else []
-        elif isinstance(before, int) and before < record.cdc_id:
+        elif older:
             parts.append(("compare", record))
     shown = () if case.own_snapshot else tuple(map(partial(seen, state.rows, session.rows), range(len(state.rows))))
     return session._replace(parts=tuple(parts), deletes=tuple(deletes), shown=shown)
@@ -208,10 +213,14 @@ def write(
     before = seen(getattr(state, table), getattr(session, table), employee)
     after = session._replace(parts=left)
     if kind in ("key", "insert") and before is not None:
-        wrong = "" if session.path == WHOLE else f"change {record.cdc_id} is refused, and becomes a dead letter"
+        wrong = (
+            "" if session.path in (WHOLE, LARGE) else f"change {record.cdc_id} is refused, and becomes a dead letter"
+        )
         yield Step(("taken", who, record), put(state, who, again(session, case)), wrong)
         return
     if kind == "compare" and case.compares_again and isinstance(before, int) and before >= record.cdc_id:
+        # A large batch takes it for new. Its key is there, so all is undone.
+        after = after._replace(parts=(*left, ("key", record))) if session.path == LARGE else after
         yield Step(("stale", who, record), put(state, who, after))
         return
     written = replaced(getattr(session, table), employee, record.cdc_id)
