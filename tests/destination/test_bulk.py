@@ -155,6 +155,16 @@ def test_known_employees_are_found_by_one_scan_of_the_key_whatever_the_statistic
     query(session, "ROLLBACK")
 
 
+def test_a_row_that_is_updated_stays_in_its_block(destination: Connection, session: Connection) -> None:
+    """In another block it would cost an entry in the index, too. Twice as much WAL, where the rows are scattered."""
+    blocks = "SELECT array_agg((ctid::text::point)[0] ORDER BY emp_id) FROM "
+    assert bulk.try_bulk(session, [record(n, n, city="Rome") for n in range(1, 2_001)]) == [2_000, 0, 0]
+    before = [query(destination, blocks + table) for table in ("cdc_applied", "employees")]
+    for start, apply in ((10_000, bulk.apply), (20_000, bulk.try_bulk)):
+        assert apply(session, [record(start + n, n, "UPDATE", city="Oslo") for n in range(start // 1_000, 2_000, 50)])
+        assert [query(destination, blocks + table) for table in ("cdc_applied", "employees")] == before
+
+
 def test_a_table_with_a_trigger_takes_no_copy(destination: Connection, session: Connection) -> None:
     function = "suppress_redundant_updates_trigger()"
     query(destination, f"CREATE TRIGGER t BEFORE UPDATE ON employees FOR EACH ROW EXECUTE FUNCTION {function}")
