@@ -2,7 +2,8 @@
 
 The gate decides as it does there. An INSERT is taken for the first change of its employee. Of the other changes those
 pass that are newer than what the gate knows of their employees. Whatever does not pass is taken for new to the gate,
-and copied into it. If one of them is not, the gate's key refuses the COPY, and the batch begins again with a look-up.
+and copied into it. If one of them is not, the gate's key refuses the COPY, and the batch begins again with a look-up of
+them all.
 """
 
 from __future__ import annotations
@@ -34,6 +35,7 @@ from psycopg2.extensions import cursor as Cursor
 
 LARGE = 2_000  # employees: from there on it is faster
 AS_ARRAYS = 4_000  # employees whose rows are sent as arrays at a time: in our memory their text is there nine times
+LOOK_UPS = 100  # batches that begin with a look-up after one that needed it
 LINES = 500  # made at a time: each escape in them takes a hundred bytes meanwhile
 PORTIONS = 4  # of so many lines, sent at a time: each time the thread has to wait for Python's lock
 
@@ -103,14 +105,22 @@ COPY = "COPY {} ({}) FROM STDIN (FORMAT csv, ESCAPE E'\\\\', NULL 'null')"  # ne
 DELETE = f"DELETE FROM ONLY {SCHEMA}.employees WHERE emp_id = ANY ({IDS})"
 
 
+class NotNew(Refused):
+    """The gate knows an employee that was taken for new to it."""
+
+
 @dataclass
-class Repeats:
-    """Whether the next large batch is expected to hold changes that are no news to the gate, as the last one did."""
+class LookUps:
+    """How many of the next large batches begin with a look-up. Each one that needs it has others follow.
 
-    expected: bool = False
+    They would need it, too, where the topic is read again, or employees come back who were deleted. Without a look-up
+    each of them would leave an error in the server's log.
+    """
+
+    left: int = 0
 
 
-repeats = Repeats()
+look_ups = LookUps()
 
 
 @metrics.APPLY_DURATION.timed
@@ -135,24 +145,27 @@ def try_bulk(destination: Connection, records: Collection[Record]) -> list[int] 
     """
     ordered = sorted(records, key=attrgetter("emp_id"))
     while True:
-        look_up = repeats.expected
+        look_up = look_ups.left > 0
         try:
             return waiter.apart(destination, partial(pass_and_copy, destination, ordered, look_up))
-        except (Refused, psycopg2.Error, RuntimeError) as error:  # the last one: the system has no thread left
+        except NotNew:
+            again = not look_up  # another consumer may have been faster than the look-up
+        except (Refused, psycopg2.Error, RuntimeError):  # the last one: the system has no thread left
             if destination.closed:
                 raise
-            repeats.expected = isinstance(error, UniqueViolation) and error.diag.table_name == "cdc_applied"
+            again = False
         with destination.cursor() as cursor:
             cursor.execute("ROLLBACK")
-        if look_up or not repeats.expected:
+        if not again:
             return None
+        look_ups.left = LOOK_UPS
 
 
 def pass_and_copy(destination: Connection, records: list[Record], look_up: bool) -> list[int]:
     """Apply records, which are in the order of emp_id. Returns how many of each action passed the gate.
 
-    look_up: leave out what is no news to the gate, and find the employees that it knows. Else UniqueViolation is raised
-    where there are such records. Raises Refused where COPY cannot be used.
+    look_up: leave out those that are not newer than what the gate knows, and take INSERTs of employees that it knows
+    for updates. Else NotNew is raised where there are any. Raises Refused where COPY cannot be used.
     """
     with destination.cursor() as cursor:
         cursor.execute(f"{BEGIN}; {ONE_SCAN}; {POSSIBLE}", {"specified": SPECIFIED})
@@ -166,14 +179,19 @@ def pass_and_copy(destination: Connection, records: list[Record], look_up: bool)
         deleted = [r for r in passed if r.action == "DELETE"]
         known = pass_gate(cursor, updated + deleted)
         new = [record for record in updated + deleted if record.emp_id not in known]
-        # First the gate: what it refuses has cost little then, and who has it all has the employees' rows, too.
-        copy(cursor, "cdc_applied", GATE_COLUMNS, inserted + new)
+        # First the gate: a refusal has cost little then, and who holds its keys has these employees to himself.
+        try:
+            copy(cursor, "cdc_applied", GATE_COLUMNS, inserted + new)
+        except UniqueViolation:
+            raise NotNew("an employee is known to the gate") from None
         put_rows(cursor, updated)
         copy(cursor, "employees", EMPLOYEE_COLUMNS, inserted)
         pass_columns(cursor, deleted, ["emp_id"])
         cursor.execute(f"{DELETE}; COMMIT")
     actions = Counter(record.action for record in passed)
-    repeats.expected = look_up and (len(passed) < len(records) or len(inserted) < actions["INSERT"])
+    if look_up:
+        needed = len(passed) < len(records) or len(inserted) < actions["INSERT"]
+        look_ups.left = LOOK_UPS if needed else look_ups.left - 1
     return [actions[action] for action in ACTIONS]
 
 

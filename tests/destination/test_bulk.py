@@ -70,7 +70,7 @@ def test_random_batches_leave_the_newest_state_whatever_a_text_holds(
     chance, newest = random.Random(run_seed), dict[int, Record]()
     history = [random_record(chance, cdc_id) for cdc_id in range(1, 4_001)]
     for _ in range(150):
-        bulk.repeats.expected = chance.random() < 0.5
+        bulk.look_ups.left = chance.choice([0, 1])
         batch = {one.emp_id: one for one in sorted(chance.sample(history, 30), key=lambda one: one.cdc_id)}
         passed = {i: one for i, one in batch.items() if i not in newest or newest[i].cdc_id < one.cdc_id}
         newest |= passed
@@ -189,19 +189,23 @@ def test_rows_from_before_the_pipeline_are_updated_by_a_large_batch(
 
 
 def test_changes_that_are_read_again_are_refused_once_and_looked_up_from_then_on(
-    destination: Connection, session: Connection
+    destination: Connection, session: Connection, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Else each batch would leave an error in the server's log, and take longer."""
     log, ours = log_of_the_server(destination), f"[{session.info.backend_pid}] ERROR:  duplicate key"
-    bulk.repeats.expected = False
+    monkeypatch.setattr(bulk, "look_ups", bulk.LookUps())
     first, again = ([record(start + n, n) for n in range(1, 100)] for start in (0, 1_000))
     assert bulk.try_bulk(session, first) == [99, 0, 0]
-    for batch, passed in ((first, 0), (again, 99), (first, 0)):
-        assert bulk.try_bulk(session, batch) == [passed, 0, 0]
-        assert bulk.repeats.expected
-    assert bulk.try_bulk(session, [record(1, 200), record(2_001, 1, "UPDATE"), record(1, 201, "DELETE")]) == [1, 1, 1]
-    assert not bulk.repeats.expected
-    assert log.read_text(encoding="utf-8").count(ours) == 1
+    assert bulk.look_ups.left == 0
+    query(destination, "INSERT INTO employees (emp_id) VALUES (300)")
+    for batch, passed in ((first, [0, 0, 0]), (again, [99, 0, 0]), ([record(1, 300)], None), (first, [0, 0, 0])):
+        assert bulk.try_bulk(session, batch) == passed
+        assert bulk.look_ups.left == bulk.LOOK_UPS
+    for number in range(1, bulk.LOOK_UPS + 1):
+        batch = [record(number, 1_000 + number), record(2_000 + number, 1, "UPDATE"), record(1, -number, "DELETE")]
+        assert bulk.try_bulk(session, batch) == [1, 1, 1]
+        assert bulk.look_ups.left == bulk.LOOK_UPS - number
+    assert log.read_text(encoding="utf-8").count(f'{ours} value violates unique constraint "cdc_applied') == 1
 
 
 def test_a_row_that_is_inserted_though_it_was_there_before_is_the_statements(
