@@ -55,16 +55,17 @@ SELECT array[{", ".join(f"count(*) FILTER (WHERE action = '{action}')" for actio
        array_agg(emp_id) FILTER (WHERE action = 'DELETE')
 FROM (SELECT emp_id, action FROM record WHERE before IS NULL UNION ALL SELECT emp_id, action FROM newer) AS passed
 """
-# The records go to PostgreSQL as settings of the transaction, one for each column, and PL/pgSQL catches every error. So
-# none of their values reaches the server's log, whoever owns the role: neither in the text of a refused statement nor
-# in "Failing row contains (…)". The settings that would keep them out of the log are a superuser's.
+# The records go to PostgreSQL as settings, one for each column, and PL/pgSQL catches every error. So none of their
+# values reaches the server's log, whoever owns the role: neither in the text of a refused statement nor in "Failing row
+# contains (…)". The settings come in a message of their own: PostgreSQL logs a statement, too, that waits long for a
+# lock, or whose session is ended. The settings that would keep values out of the log are a superuser's.
 ARRAYS = ("bigint[]", "int[]", "text[]", "text[]", "date[]", "text[]", "int[]", "text[]")
 TYPES = dict(zip(CDC_COLUMNS, ARRAYS, strict=True))
 
 
-def pass_settings(columns: Iterable[str]) -> str:
-    """Return the statement that gives columns, as arrays, to the statements that follow in the transaction."""
-    return "SELECT " + ", ".join(f"set_config('cdc.{column}', %({column})s, true)" for column in columns)
+def pass_settings(columns: Iterable[str], local: bool = True) -> str:
+    """Return the statement that gives columns, as arrays, to what follows: in the transaction, or in the session."""
+    return "SELECT " + ", ".join(f"set_config('cdc.{column}', %({column})s, {local})" for column in columns)
 
 
 def incoming(columns: Iterable[str]) -> str:
@@ -72,7 +73,7 @@ def incoming(columns: Iterable[str]) -> str:
     return ", ".join(f"current_setting('cdc.{column}')::{TYPES[column]}" for column in columns)
 
 
-INCOMING, PASS = incoming(CDC_COLUMNS), pass_settings(CDC_COLUMNS)
+INCOMING, PASS = incoming(CDC_COLUMNS), pass_settings(CDC_COLUMNS, local=False)
 PASS_ONE = ", ".join(f"set_config('cdc.{column}', ARRAY[one.{column}]::text, true)" for column in CDC_COLUMNS)
 APPLY = f"EXECUTE apply ({INCOMING})"
 REGISTER_KEYS = f"""
@@ -95,7 +96,6 @@ EXCEPTION WHEN OTHERS OR assert_failure OR query_canceled THEN
 DECLARE = "DECLARE changed bigint[]; deleted int[]; result json;"
 SHOW = "SELECT current_setting('cdc.result')::json"
 TRY_ALL = f"""
-{PASS};
 DO $do$ {DECLARE}
 BEGIN
     BEGIN {{register}} {TRY} END;
@@ -104,7 +104,6 @@ END $do$;
 {SHOW}
 """
 TRY_EACH = f"""
-{PASS};
 DO $do$ {DECLARE} one record; results json[];
 BEGIN
     FOR one IN SELECT * FROM unnest({INCOMING}) AS incoming ({", ".join(CDC_COLUMNS)}) LOOP
@@ -218,10 +217,11 @@ def apply_nothing(destination: Connection) -> None:
 
 
 def run(destination: Connection, statement: str, arrays: dict[str, str]) -> Any:
-    """Run a statement in one round trip and one transaction. Returns its result."""
+    """Give a statement its arrays, and run it in one transaction. Returns its result."""
     with destination.cursor() as cursor:
         try:
-            cursor.execute(statement, arrays)
+            cursor.execute(PASS, arrays)
+            cursor.execute(statement)
         except psycopg2.Error as error:
             if destination.closed or error.pgcode is None or error.pgcode.startswith(OUTAGES):
                 raise

@@ -1,7 +1,8 @@
 """The gate and two consumers as a model: docs/design.md, "Applying", cdc/apply.py and cdc/bulk.py.
 
 A large batch does what the statement does, but for what it takes for known: LARGE. Where it looks up first, it takes
-the parts of the statement one after the other, which is one of the orders here.
+the parts of the statement one after the other, as in one of the orders of WHOLE. After a refusal by the gate's key it
+does that; here, where any stretch may be taken again after a crash, it goes to AGAIN.
 
 Two consumers apply the same messages, as after a rebalance. Each takes any stretch of them that begins no later than
 the first one that nobody has applied, folds it, and may crash and begin again anywhere. What PostgreSQL does under READ
