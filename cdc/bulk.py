@@ -177,7 +177,7 @@ def pass_and_copy(destination: Connection, records: list[Record], look_up: bool)
         deleted = [r for r in passed if r.action == "DELETE"]
         known = pass_gate(cursor, updated + deleted)
         new = [record for record in updated + deleted if record.emp_id not in known]
-        # First the gate: a refusal has cost little then, and who holds its keys has these employees to himself.
+        # First the gate: a refusal has cost little then, and whoever holds its keys is alone at these employees.
         try:
             copy(cursor, "cdc_applied", GATE_COLUMNS, inserted + new)
         except UniqueViolation:
