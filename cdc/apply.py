@@ -55,19 +55,16 @@ SELECT array[{", ".join(f"count(*) FILTER (WHERE action = '{action}')" for actio
        array_agg(emp_id) FILTER (WHERE action = 'DELETE')
 FROM (SELECT emp_id, action FROM record WHERE before IS NULL UNION ALL SELECT emp_id, action FROM newer) AS passed
 """
-# The records go to PostgreSQL as settings, one for each column, and PL/pgSQL catches every error. So none of their
-# values reaches the server's log, whoever owns the role: neither in the text of a refused statement nor in "Failing row
-# contains (…)". The settings that would keep them out of the log are a superuser's.
-#
-# PostgreSQL logs a statement, too, that waits for a lock as long as deadlock_timeout (log_lock_waits). The first try
-# has the settings in the same message, and waits less. The second one has them in a message of their own.
+# The records go to PostgreSQL as settings of the transaction, one for each column, and PL/pgSQL catches every error. So
+# none of their values reaches the server's log, whoever owns the role: neither in the text of a refused statement nor
+# in "Failing row contains (…)". The settings that would keep them out of the log are a superuser's.
 ARRAYS = ("bigint[]", "int[]", "text[]", "text[]", "date[]", "text[]", "int[]", "text[]")
 TYPES = dict(zip(CDC_COLUMNS, ARRAYS, strict=True))
 
 
-def pass_settings(columns: Iterable[str], local: bool = True) -> str:
-    """Return the statement that gives columns, as arrays, to what follows: in the transaction, or in the session."""
-    return "SELECT " + ", ".join(f"set_config('cdc.{column}', %({column})s, {local})" for column in columns)
+def pass_settings(columns: Iterable[str]) -> str:
+    """Return the statement that gives columns, as arrays, to the statements that follow in the transaction."""
+    return "SELECT " + ", ".join(f"set_config('cdc.{column}', %({column})s, true)" for column in columns)
 
 
 def incoming(columns: Iterable[str]) -> str:
@@ -75,13 +72,7 @@ def incoming(columns: Iterable[str]) -> str:
     return ", ".join(f"current_setting('cdc.{column}')::{TYPES[column]}" for column in columns)
 
 
-# For the rest of the transaction: half of deadlock_timeout, and not more than half a second.
-WAIT_BRIEFLY = """
-SELECT set_config('lock_timeout', greatest(1, least(500, 500 * seconds))::int || 'ms', true)
-FROM date_part('epoch', current_setting('deadlock_timeout')::interval) AS seconds
-""".strip()
-INCOMING, PASS = incoming(CDC_COLUMNS), pass_settings(CDC_COLUMNS, local=False)
-PASS_AND_WAIT_BRIEFLY = f"{pass_settings(CDC_COLUMNS)}; {WAIT_BRIEFLY};"
+INCOMING, PASS = incoming(CDC_COLUMNS), pass_settings(CDC_COLUMNS)
 PASS_ONE = ", ".join(f"set_config('cdc.{column}', ARRAY[one.{column}]::text, true)" for column in CDC_COLUMNS)
 APPLY = f"EXECUTE apply ({INCOMING})"
 REGISTER_KEYS = f"""
@@ -104,6 +95,7 @@ EXCEPTION WHEN OTHERS OR assert_failure OR query_canceled THEN
 DECLARE = "DECLARE changed bigint[]; deleted int[]; result json;"
 SHOW = "SELECT current_setting('cdc.result')::json"
 TRY_ALL = f"""
+{PASS};
 DO $do$ {DECLARE}
 BEGIN
     BEGIN {{register}} {TRY} END;
@@ -112,6 +104,7 @@ END $do$;
 {SHOW}
 """
 TRY_EACH = f"""
+{PASS};
 DO $do$ {DECLARE} one record; results json[];
 BEGIN
     FOR one IN SELECT * FROM unnest({INCOMING}) AS incoming ({", ".join(CDC_COLUMNS)}) LOOP
@@ -142,7 +135,7 @@ SET idle_in_transaction_session_timeout = '5s';  -- a stopped process must not k
 
 # Errors of the server, or of what runs beside us, by class or code: no row is to blame, and waiting mends them. Any
 # other error is an outage only if an empty batch meets it, too: a missing table, column or right.
-UNIQUE_VIOLATION, LOCK_NOT_AVAILABLE, CANCELED = "23505", "55P03", "57014"
+UNIQUE_VIOLATION, CANCELED = "23505", "57014"
 OUTAGES = ("08", "25", "40001", "40003", "40P01", "53", "55P03", "57", "58", "F0", "XX")
 
 
@@ -171,9 +164,9 @@ def apply(destination: Connection, records: Collection[Record]) -> int:
     Raises Refused if the records are refused, or take too long for somebody; psycopg2.Error in an outage.
     """
     arrays = to_arrays(records)
-    changed, *error = run(destination, (PASS_AND_WAIT_BRIEFLY + TRY_ALL.replace("{register}", ""), arrays))
-    if error and error[0] in (UNIQUE_VIOLATION, LOCK_NOT_AVAILABLE):
-        changed, *error = run(destination, (PASS, arrays), (TRY_ALL.replace("{register}", REGISTER_KEYS), None))
+    changed, *error = run(destination, TRY_ALL.replace("{register}", ""), arrays)
+    if error and error[0] == UNIQUE_VIOLATION:
+        changed, *error = run(destination, TRY_ALL.replace("{register}", REGISTER_KEYS), arrays)
     if error and error[0] == CANCELED:
         raise Refused(error[1])
     raise_outage(*error)
@@ -188,7 +181,7 @@ def apply_each(destination: Connection, records: list[Record]) -> list[tuple[int
     Raises psycopg2.Error in an outage. What was applied before stays applied.
     """
     try:
-        results = run(destination, (PASS, to_arrays(records)), (TRY_EACH, None))
+        results = run(destination, TRY_EACH, to_arrays(records))
     except Refused as refusal:  # of the text as a whole: a character that the destination's encoding does not have
         if len(records) == 1:
             return [(0, str(refusal))]
@@ -224,12 +217,11 @@ def apply_nothing(destination: Connection) -> None:
         cursor.execute(TRY_NOTHING)
 
 
-def run(destination: Connection, *messages: tuple[str, dict[str, str] | None]) -> Any:
-    """Send statements with their arrays, each in one round trip and one transaction. Returns the result of the last."""
+def run(destination: Connection, statement: str, arrays: dict[str, str]) -> Any:
+    """Run a statement in one round trip and one transaction. Returns its result."""
     with destination.cursor() as cursor:
         try:
-            for statement, arrays in messages:
-                cursor.execute(statement, arrays)
+            cursor.execute(statement, arrays)
         except psycopg2.Error as error:
             if destination.closed or error.pgcode is None or error.pgcode.startswith(OUTAGES):
                 raise

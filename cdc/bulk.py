@@ -20,7 +20,7 @@ from operator import attrgetter
 from typing import Any
 
 from cdc import metrics
-from cdc.apply import COLUMNS, TYPES, WAIT_BRIEFLY, Refused, count_applied, incoming, pass_settings, to_arrays
+from cdc.apply import COLUMNS, TYPES, Refused, count_applied, incoming, pass_settings, to_arrays
 from cdc.apply import SESSION as STATEMENT_SESSION
 from cdc.apply import apply as apply_by_statement
 from cdc.message import Record, to_json_lines
@@ -72,7 +72,9 @@ ONE_SCAN = "SET LOCAL enable_hashjoin = on; SET LOCAL enable_nestloop = off; SET
 # shape of the table. A wait for somebody else's row ends soon, and is the statement's then: before PostgreSQL looks for
 # deadlocks, because it logs the statements of both sides.
 BEGIN = f"""
-BEGIN; {WAIT_BRIEFLY};
+BEGIN;
+SELECT set_config('lock_timeout', greatest(1, least(500, setting::int / 2)) || 'ms', true)
+FROM pg_settings WHERE name = 'deadlock_timeout';
 LOCK TABLE {SCHEMA}.cdc_applied, {SCHEMA}.employees IN ROW EXCLUSIVE MODE
 """
 TEXT = f"character varying({MAX_LENGTH})"

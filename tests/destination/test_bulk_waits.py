@@ -178,27 +178,6 @@ def test_a_batch_that_another_ones_row_refuses_leaves_no_names_in_the_servers_lo
     assert bulk.apply(session, records(0)) == MANY
 
 
-@pytest.mark.parametrize("how", ["waits long", "is ended"])
-def test_a_statement_that_the_servers_log_names_has_no_values_in_it(
-    shared: Pipeline, destination: Connection, session: Connection, log_kept_secret: None, how: str
-) -> None:
-    log, pid, other = log_of_the_server(destination), session.info.backend_pid, shared.destination()
-    assert apply_by_statement(session, records(0, 3)) == 3
-    query(other, "BEGIN; UPDATE cdc_applied SET cdc_id = 5")
-    query(session, "SET log_lock_waits = on; SET deadlock_timeout = '50ms'")
-    with ThreadPoolExecutor() as pool:
-        applied = pool.submit(apply_by_statement, session, records(10, 3))
-        said = f"[{pid}] LOG:  process {pid} still waiting"
-        wait_until(lambda: said in log.read_text(encoding="utf-8"), what="the server tells of the wait")
-        if how == "is ended":
-            query(other, f"SELECT pg_terminate_backend({pid})")
-            with pytest.raises(psycopg2.OperationalError):
-                applied.result(10)
-            wait_until(lambda: f"[{pid}] FATAL" in log.read_text(encoding="utf-8"), what="the server tells of the end")
-        query(other, "ROLLBACK")
-        assert how == "is ended" or applied.result(10) == 3
-
-
 def test_rows_of_a_child_table_are_left_alone(
     destination: Connection, session: Connection, log_kept_secret: None
 ) -> None:
