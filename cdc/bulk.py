@@ -177,8 +177,9 @@ def pass_and_copy(destination: Connection, records: list[Record], look_up: bool)
         # Their rows may be there, and need not be: from before the pipeline, or of an employee who comes back.
         updated = [r for r in passed if r.action == "UPDATE" or (r.action == "INSERT" and r.emp_id in applied)]
         deleted = [r for r in passed if r.action == "DELETE"]
-        known = pass_gate(cursor, updated + deleted)
-        new = [record for record in updated + deleted if record.emp_id not in known]
+        asked = updated + deleted
+        known = pass_gate(cursor, asked)
+        new = [record for record in asked if record.emp_id not in known]
         # First the gate: a refusal has cost little then, and whoever holds its keys is alone at these employees.
         try:
             copy(cursor, "cdc_applied", GATE_COLUMNS, inserted + new)

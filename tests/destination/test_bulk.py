@@ -156,7 +156,7 @@ def test_known_employees_are_found_by_one_scan_of_the_key_whatever_the_statistic
 
 
 def test_a_row_that_is_updated_stays_in_its_block(destination: Connection, session: Connection) -> None:
-    """In another block it would cost an entry in the index, too. Twice as much WAL, where the rows are scattered."""
+    """In another block it would cost an entry in the index, too."""
     blocks = "SELECT array_agg((ctid::text::point)[0] ORDER BY emp_id) FROM "
     assert bulk.try_bulk(session, [record(n, n, city="Rome") for n in range(1, 2_001)]) == [2_000, 0, 0]
     before = [query(destination, blocks + table) for table in ("cdc_applied", "employees")]
