@@ -41,7 +41,7 @@ class Part:
 
     def applied(self) -> list[Message]:
         dead = {id(message) for message, _ in self.letters}
-        return [message for message in self.messages if id(message) not in dead]
+        return [message for message in self.messages if id(message) not in dead] if dead else self.messages
 
     def describe(self) -> list[Line]:
         """Return a line for each message that was applied."""

@@ -16,7 +16,7 @@ from typing import Any
 import config
 from cdc.apply import keep_newest
 from cdc.health import HEALTH
-from cdc.message import Record, read
+from cdc.message import Record, read, read_all
 from cdc.waiting import waiter
 
 from confluent_kafka import Consumer, Message
@@ -71,15 +71,20 @@ class Batch:
     size: int = 0  # bytes of the messages' values
 
     def add(self, messages: list[Message]) -> None:
+        values = list(map(Message.value, messages))
+        keep_newest(self.newest, read_all(values) or self.read_each(messages))
+        self.messages += messages
+        self.size += sum(map(len, messages))
+
+    def read_each(self, messages: list[Message]) -> list[Record]:
+        """Return the records in messages, and put those that are none into bad."""
         records = list[Record]()
         for message in messages:
             try:
                 records.append(read(message.value()))
             except ValueError as error:
                 self.bad.append((message, str(error)))
-        keep_newest(self.newest, records)
-        self.messages += messages
-        self.size += sum(map(len, messages))
+        return records
 
     def full(self) -> bool:
         return len(self.newest) >= MAX_EMPLOYEES or len(self.bad) >= MAX_BAD or self.memory() >= MAX_MEMORY
@@ -125,8 +130,9 @@ class Intake:
 
     def add(self, messages: list[Message]) -> bool:
         """Sort messages from events; returns whether there was any."""
-        self.events += [message for message in messages if message.error() is not None]
-        self.batch.add([message for message in messages if message.error() is None])
+        events = list(filter(Message.error, messages))
+        self.events += events
+        self.batch.add([message for message in messages if message.error() is None] if events else messages)
         return bool(messages)
 
     def fill(self) -> None:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from datetime import date
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from employee import INT4, MAX_LENGTH, OFFSET, CDCRecord
 
@@ -51,6 +52,14 @@ def read(value: bytes | None) -> Record:
         except msgspec.MsgspecError:
             pass
     return CDCRecord.from_json(value)
+
+
+def read_all(values: Sequence[Any]) -> list[Change] | None:
+    """Return the records in messages' values, in half the time that read() takes; None if one of them is for read()."""
+    try:
+        return None if b"\\" in b"".join(values) else list(map(_read_strictly, values))
+    except (TypeError, ValueError, msgspec.MsgspecError):  # no value, no text, no plain record
+        return None
 
 
 def describe(value: str | bytes | None) -> tuple[str, int]:

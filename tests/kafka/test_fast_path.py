@@ -9,7 +9,7 @@ from typing import get_args, get_type_hints
 
 from cdc import apply as applying
 from cdc import emp_cdc
-from cdc.message import Change, Record, read, to_json
+from cdc.message import Change, Record, read, read_all, to_json
 from employee import ACTIONS, CDC_COLUMNS, EMPLOYEE_COLUMNS, CDCRecord
 from harness.database import query
 from harness.pipeline import Pipeline
@@ -156,6 +156,32 @@ def test_a_mutated_message_never_gets_through_as_something_else(
         at = int(where * len(mutated))
         mutated = mutated[:at] + scrap + mutated[at + removed :]
     handed_and_read_are_equal(server, mutated)
+
+
+ONE, TWO = (CDCRecord(number, number, city="Zürich", action="UPDATE").to_json().encode() for number in (1, 2))
+NOT_PLAIN: dict[str, list[bytes | None]] = {
+    "no value": [None],
+    "no text": [ONE.replace("ü".encode(), b"\xff")],
+    "no JSON": [b"7"],
+    "an escape": [ONE.replace(b"Z", b"\\u005a")],
+    "a date that Python does not know": [ONE.replace(b'"dob":null', b'"dob":"infinity"')],
+    "a new column": [ONE.replace(b"{", b'{"team":1,')],
+    # together as many records as messages, and none of the messages is one
+    "two in one message, none in the next": [ONE + b" " + TWO, b""],
+    "two lines in one message, none in the next": [ONE + b"\n" + TWO, b" "],
+    "two in one message, one in two": [ONE + b"," + TWO, ONE[:12], ONE[12:]],
+}
+
+
+def test_plain_messages_are_read_together_as_each_is_alone() -> None:
+    assert read_all([ONE, TWO]) == [read(ONE), read(TWO)]
+
+
+@pytest.mark.parametrize("what", NOT_PLAIN)
+def test_messages_of_which_one_is_not_plain_are_not_read_together(what: str) -> None:
+    some = NOT_PLAIN[what]
+    for values in some, [ONE, *some], [*some, TWO]:
+        assert read_all(values) is None
 
 
 def handed_and_read_are_equal(server: Connection, value: bytes) -> None:
