@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import re
 import sys
-from collections import Counter
 from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -173,10 +172,12 @@ def pass_and_copy(destination: Connection, records: list[Record], look_up: bool)
             raise Refused("employees is not the specified table")
         applied = find_applied(cursor, records) if look_up else {}
         passed = [r for r in records if applied.get(r.emp_id, 0) < r.cdc_id] if look_up else records
-        inserted = [r for r in passed if r.action == "INSERT" and r.emp_id not in applied]
-        # Their rows may be there, and need not be: from before the pipeline, or of an employee who comes back.
-        updated = [r for r in passed if r.action == "UPDATE" or (r.action == "INSERT" and r.emp_id in applied)]
-        deleted = [r for r in passed if r.action == "DELETE"]
+        inserted, updated, deleted = by_action = group(passed)
+        # Employees who come back, or whose INSERT was applied already
+        known_before = [record for record in inserted if record.emp_id in applied] if applied else []
+        if known_before:
+            inserted = [record for record in inserted if record.emp_id not in applied]
+            updated = sorted(updated + known_before, key=attrgetter("emp_id"))
         asked = updated + deleted
         known = pass_gate(cursor, asked)
         new = [record for record in asked if record.emp_id not in known]
@@ -189,11 +190,18 @@ def pass_and_copy(destination: Connection, records: list[Record], look_up: bool)
         copy(cursor, "employees", EMPLOYEE_COLUMNS, inserted)
         pass_columns(cursor, deleted, ["emp_id"])
         cursor.execute(f"{DELETE}; COMMIT")
-    actions = Counter(record.action for record in passed)
     if look_up:
-        needed = len(passed) < len(records) or len(inserted) < actions["INSERT"]
+        needed = known_before or len(passed) < len(records)
         look_ups.left = LOOK_UPS if needed else look_ups.left - 1
-    return [actions[action] for action in ACTIONS]
+    return list(map(len, by_action))
+
+
+def group(records: list[Record]) -> tuple[list[Record], ...]:
+    """Return the records of each action, in their order."""
+    by_action: dict[str, list[Record]] = {action: [] for action in ACTIONS}
+    for record in records:
+        by_action[record.action].append(record)
+    return tuple(by_action.values())
 
 
 def find_applied(cursor: Cursor, records: list[Record]) -> dict[int, int]:
