@@ -44,7 +44,7 @@ PAUSE_AFTER = 3.0  # seconds of it after which a full batch has us poll, paused;
 READ_AHEAD_AFTER = 1.0  # seconds of PostgreSQL's work after which to read ahead without a backlog
 FIRST_WAIT = 0.2  # seconds to wait for the first message of a batch
 FILL_TIME = 0.03  # seconds to fill a batch
-FOLDING_CHUNK_WAIT, FOLDING_FILL_TIME = 0.15, 0.4  # seconds to wait for a chunk, and to fill a batch that folds well
+FOLDING_CHUNK_WAIT, FOLDING_FILL_TIME = 0.05, 0.4  # seconds to wait for a chunk, and to fill a batch that folds well
 
 MAX_EMPLOYEES = 16_000  # applied together, or a little more
 WELL_FOLDED = 0.8  # employees for each record, at most
