@@ -8,7 +8,7 @@ from contextlib import closing
 from datetime import date
 
 from cdc import bulk
-from cdc.apply import incoming, pass_settings, to_arrays
+from cdc.apply import incoming, newest, pass_settings, to_arrays
 from cdc.message import Change, Record
 from cdc.postgres import connect
 from employee import CDC_COLUMNS, EMPLOYEE_COLUMNS, CDCRecord
@@ -67,18 +67,18 @@ def rows(records: dict[int, Record]) -> list[tuple[object, ...]]:
 def test_random_batches_leave_the_newest_state_whatever_a_text_holds(
     destination: Connection, session: Connection, run_seed: int
 ) -> None:
-    chance, newest = random.Random(run_seed), dict[int, Record]()
+    chance, state = random.Random(run_seed), dict[int, Record]()
     history = [random_record(chance, cdc_id) for cdc_id in range(1, 4_001)]
     for _ in range(150):
         bulk.look_ups.left = chance.choice([0, 1])
-        batch = {one.emp_id: one for one in sorted(chance.sample(history, 30), key=lambda one: one.cdc_id)}
-        passed = {i: one for i, one in batch.items() if i not in newest or newest[i].cdc_id < one.cdc_id}
-        newest |= passed
+        batch = {one.emp_id: one for one in newest(chance.sample(history, 30))}
+        passed = {i: one for i, one in batch.items() if i not in state or state[i].cdc_id < one.cdc_id}
+        state |= passed
         counts = [sum(one.action == action for one in passed.values()) for action in ("INSERT", "UPDATE", "DELETE")]
         assert bulk.try_bulk(session, batch.values()) == counts
         found = query(destination, "SELECT emp_id, first_name, last_name, dob::text, city, salary FROM employees")
-        assert sorted(found) == rows(newest)
-    gate = sorted((one.emp_id, one.cdc_id) for one in newest.values())
+        assert sorted(found) == rows(state)
+    gate = sorted((one.emp_id, one.cdc_id) for one in state.values())
     assert query(destination, "SELECT emp_id, cdc_id FROM cdc_applied ORDER BY emp_id") == gate
 
 
@@ -173,6 +173,23 @@ def test_a_table_with_a_trigger_takes_no_copy(destination: Connection, session: 
     finally:
         query(destination, "DROP TRIGGER t ON employees")
     assert bulk.try_bulk(session, [record(1, 1)]) == [1, 0, 0]
+
+
+@pytest.mark.parametrize(
+    ("actions", "folded"),
+    [
+        ("INSERT UPDATE UPDATE", "INSERT"),
+        ("DELETE INSERT UPDATE", "INSERT"),
+        ("INSERT DELETE", "DELETE"),
+        ("INSERT DELETE UPDATE", "UPDATE"),
+        ("UPDATE UPDATE", "UPDATE"),
+    ],
+)
+def test_an_employee_is_new_who_was_inserted_in_the_same_batch(actions: str, folded: str) -> None:
+    records = [record(n, 7, action, city=f"city {n}") for n, action in enumerate(actions.split(), 1)]
+    last = len(records)
+    assert list(newest(records)) == [record(last, 7, folded, city=f"city {last}")]
+    assert records[-1].action == actions.split()[-1]  # it may yet be applied alone
 
 
 def test_rows_from_before_the_pipeline_are_updated_by_a_large_batch(
