@@ -173,7 +173,7 @@ def pass_and_copy(destination: Connection, records: list[Record], look_up: bool)
         applied = find_applied(cursor, records) if look_up else {}
         passed = [r for r in records if applied.get(r.emp_id, 0) < r.cdc_id] if look_up else records
         inserted, updated, deleted = by_action = group(passed)
-        # Employees who come back, or whose INSERT was applied already
+        # Employees who come back, or whose INSERT was applied before: their rows may be there, and need not be.
         known_before = [record for record in inserted if record.emp_id in applied] if applied else []
         if known_before:
             inserted = [record for record in inserted if record.emp_id not in applied]
