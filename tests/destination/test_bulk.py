@@ -71,11 +71,14 @@ def test_random_batches_leave_the_newest_state_whatever_a_text_holds(
     history = [random_record(chance, cdc_id) for cdc_id in range(1, 4_001)]
     for _ in range(150):
         bulk.look_ups.left = chance.choice([0, 1])
-        batch = {one.emp_id: one for one in newest(chance.sample(history, 30))}
-        passed = {i: one for i, one in batch.items() if i not in state or state[i].cdc_id < one.cdc_id}
+        sample = chance.sample(history, 30)
+        latest = {one.emp_id: one for one in sorted(sample, key=lambda one: one.cdc_id)}
+        passed = {i: one for i, one in latest.items() if i not in state or state[i].cdc_id < one.cdc_id}
         state |= passed
-        counts = [sum(one.action == action for one in passed.values()) for action in ("INSERT", "UPDATE", "DELETE")]
-        assert bulk.try_bulk(session, batch.values()) == counts
+        batch = newest(sample)
+        actions = [one.action for one in batch if one.emp_id in passed]
+        counts = [actions.count(action) for action in ("INSERT", "UPDATE", "DELETE")]
+        assert bulk.try_bulk(session, batch) == counts
         found = query(destination, "SELECT emp_id, first_name, last_name, dob::text, city, salary FROM employees")
         assert sorted(found) == rows(state)
     gate = sorted((one.emp_id, one.cdc_id) for one in state.values())
