@@ -155,6 +155,7 @@ def keep_newest(by_employee: dict[int, Record], records: Iterable[Record]) -> No
     """Put records into by_employee, but for those of which a newer one of the same emp_id is there.
 
     An UPDATE that supersedes an INSERT becomes one: the employee is new, which spares a large batch half of its work.
+    A rare one that took the slow path, a CDCRecord, stays an UPDATE; the end is the same.
     """
     for record in records:
         other = by_employee.setdefault(record.emp_id, record)
